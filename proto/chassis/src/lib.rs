@@ -1,0 +1,5 @@
+//! How one of our processes starts, logs, listens and stops.
+//!
+//! A module enters chassis only when two binaries use it; it knows nothing of
+//! SPIFFE except `mtls`. Groups of modules are layers, bottom first.
+
