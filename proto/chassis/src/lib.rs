@@ -3,3 +3,7 @@
 //! A module enters chassis only when two binaries use it; it knows nothing of
 //! SPIFFE except `mtls`. Groups of modules are layers, bottom first.
 
+pub mod backoff;
+pub mod clock;
+pub mod signals;
+pub mod tasks;
