@@ -7,3 +7,7 @@ pub mod backoff;
 pub mod clock;
 pub mod signals;
 pub mod tasks;
+
+pub mod h2_authority;
+
+pub mod unix_listener;
