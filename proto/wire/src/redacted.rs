@@ -1,0 +1,77 @@
+//! `Debug` of the messages that hold keys or bearer tokens, without them, and their
+//! erasure on drop.
+//!
+//! Lengths are shown, contents never. Messages that hold a private key are zeroized when
+//! dropped (so their fields cannot be moved out: use `mem::take`); tokens, which are passed
+//! on as text, are only kept out of `Debug`.
+
+use std::fmt;
+
+use zeroize::Zeroize;
+
+use crate::generated::spire::api::agent::delegatedidentity::v1::X509svidWithKey;
+use crate::generated::spire::api::server::agent::v1::CreateJoinTokenRequest;
+use crate::generated::spire::api::types::{AttestationData, JoinToken, Jwtsvid, Witsvid};
+use crate::generated::workload;
+
+/// Stands for a secret of so many bytes.
+struct Hidden(usize);
+
+impl fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{} bytes hidden]", self.0)
+    }
+}
+
+/// Writes `Debug` for a message: fields shown, then fields hidden.
+macro_rules! debug_without {
+    ($type:ty, $name:literal, show $($shown:ident)*, hide $($hidden:ident)+) => {
+        impl fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct($name)
+                    $(.field(stringify!($shown), &self.$shown))*
+                    $(.field(stringify!($hidden), &Hidden(self.$hidden.len())))+
+                    .finish()
+            }
+        }
+    };
+}
+
+debug_without!(workload::X509svid, "X509svid",
+    show spiffe_id x509_svid hint, hide x509_svid_key);
+debug_without!(workload::Witsvid, "Witsvid",
+    show spiffe_id hint, hide wit_svid wit_svid_key);
+debug_without!(workload::Jwtsvid, "Jwtsvid",
+    show spiffe_id hint, hide svid);
+debug_without!(workload::ValidateJwtsvidRequest, "ValidateJwtsvidRequest",
+    show audience, hide svid);
+debug_without!(X509svidWithKey, "X509svidWithKey",
+    show x509_svid, hide x509_svid_key);
+debug_without!(AttestationData, "AttestationData",
+    show r#type, hide payload);
+debug_without!(JoinToken, "JoinToken",
+    show expires_at, hide value);
+debug_without!(Jwtsvid, "Jwtsvid",
+    show id expires_at issued_at hint, hide token);
+debug_without!(Witsvid, "Witsvid",
+    show id expires_at issued_at hint, hide token);
+debug_without!(CreateJoinTokenRequest, "CreateJoinTokenRequest",
+    show ttl agent_id, hide token);
+
+impl Drop for workload::X509svid {
+    fn drop(&mut self) {
+        self.x509_svid_key.zeroize();
+    }
+}
+
+impl Drop for workload::Witsvid {
+    fn drop(&mut self) {
+        self.wit_svid_key.zeroize();
+    }
+}
+
+impl Drop for X509svidWithKey {
+    fn drop(&mut self) {
+        self.x509_svid_key.zeroize();
+    }
+}
