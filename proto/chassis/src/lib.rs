@@ -5,8 +5,12 @@
 
 pub mod backoff;
 pub mod clock;
+pub mod config;
 pub mod signals;
 pub mod tasks;
+pub mod telemetry;
+
+pub mod builtin;
 
 pub mod h2_authority;
 
