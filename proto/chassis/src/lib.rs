@@ -6,6 +6,7 @@
 pub mod backoff;
 pub mod clock;
 pub mod config;
+pub mod files;
 pub mod signals;
 pub mod tasks;
 pub mod telemetry;
