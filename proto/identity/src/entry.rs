@@ -297,3 +297,6 @@ fn check_dns_label(label: &str) -> Result<(), &'static str> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

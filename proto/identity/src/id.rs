@@ -304,3 +304,6 @@ macro_rules! text_value {
 
 text_value!(TrustDomain);
 text_value!(SpiffeId);
+
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,7 @@
 pub mod id;
 pub mod key;
 pub mod lifetime;
+mod spki;
 
 pub mod selector;
 
@@ -14,3 +15,5 @@ pub mod entry;
 pub mod x509_svid;
 
 pub mod bundle;
+
+pub mod jwks;

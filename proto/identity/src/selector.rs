@@ -178,3 +178,6 @@ impl fmt::Debug for Selector {
         fmt::Display::fmt(self, f)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -407,3 +407,6 @@ pub fn serial_decimal(serial: &[u8]) -> String {
         .map(|digit| char::from(b'0' + digit))
         .collect()
 }
+
+#[cfg(test)]
+pub(crate) mod tests;
