@@ -11,6 +11,7 @@ mod generated;
 mod redacted;
 
 pub mod descriptor;
+pub mod record;
 
 pub use descriptor::{FILE_DESCRIPTOR_SET, descriptor_pool};
 pub use generated::{envoy, google, spire, vane, workload};
