@@ -1,1 +1,3 @@
 //! Placeholder until the first slice of this crate lands.
+
+pub mod peer;
