@@ -17,3 +17,5 @@ pub mod x509_svid;
 pub mod bundle;
 
 pub mod jwks;
+
+pub mod digest;
