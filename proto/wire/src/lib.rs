@@ -13,5 +13,9 @@ mod redacted;
 pub mod descriptor;
 pub mod record;
 
+pub mod convert;
+
+pub mod status;
+
 pub use descriptor::{FILE_DESCRIPTOR_SET, descriptor_pool};
 pub use generated::{envoy, google, spire, vane, workload};
