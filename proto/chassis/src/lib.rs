@@ -7,6 +7,8 @@ pub mod backoff;
 pub mod clock;
 pub mod config;
 pub mod files;
+pub mod metrics;
+pub mod ready;
 pub mod signals;
 pub mod tasks;
 pub mod telemetry;
@@ -16,3 +18,6 @@ pub mod builtin;
 pub mod h2_authority;
 
 pub mod unix_listener;
+
+pub mod mtls;
+pub mod ops;

@@ -1,0 +1,133 @@
+//! The HTTP listener for those who operate the process:
+//! `/live`, `/ready` and `/metrics`.
+//!
+//! It has no authentication and tells no secrets; by default it listens on the
+//! loopback address. `/ready` answers 503 with what is still awaited, a line
+//! each.
+
+use std::io;
+use std::net::SocketAddr;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::{CONTENT_TYPE, Metrics};
+use crate::ready::Ready;
+
+/// The bound listener.
+#[derive(Debug)]
+pub struct Ops {
+    listener: TcpListener,
+    address: SocketAddr,
+    state: Shown,
+}
+
+#[derive(Clone, Debug)]
+struct Shown {
+    metrics: Metrics,
+    ready: Ready,
+}
+
+impl Ops {
+    /// Binds; port 0 takes a free one.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub async fn bind(address: SocketAddr, metrics: Metrics, ready: Ready) -> io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        Ok(Self {
+            listener,
+            address,
+            state: Shown { metrics, ready },
+        })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `stop` is cancelled.
+    ///
+    /// # Errors
+    /// What axum says; it does not end for a failed accept.
+    pub async fn run(self, stop: CancellationToken) -> io::Result<()> {
+        let router = Router::new()
+            .route("/live", get(|| async { "live\n" }))
+            .route("/ready", get(show_ready))
+            .route("/metrics", get(show_metrics))
+            .with_state(self.state);
+        axum::serve(self.listener, router)
+            .with_graceful_shutdown(stop.cancelled_owned())
+            .await
+    }
+}
+
+async fn show_ready(State(shown): State<Shown>) -> Response {
+    let awaited = shown.ready.awaited();
+    if awaited.is_empty() {
+        return "ready\n".into_response();
+    }
+    let text = format!("waiting for:\n{}\n", awaited.join("\n"));
+    (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+}
+
+async fn show_metrics(State(shown): State<Shown>) -> Response {
+    match shown.metrics.encode() {
+        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::tasks::Tasks;
+
+    async fn ask(address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn the_three_pages_say_what_they_should() {
+        let ready = Ready::new();
+        let store = ready.register("store");
+        let metrics = Metrics::new("vane_test", "1.2.3");
+        let any = "127.0.0.1:0".parse().unwrap();
+        let ops = Ops::bind(any, metrics, ready.clone()).await.unwrap();
+        let address = ops.address();
+        let mut tasks = Tasks::new();
+        tasks.spawn("ops", ops.run(tasks.token()));
+
+        assert!(ask(address, "/live").await.starts_with("HTTP/1.1 200"));
+        let waiting = ask(address, "/ready").await;
+        assert!(waiting.starts_with("HTTP/1.1 503"), "{waiting}");
+        assert!(waiting.ends_with("waiting for:\nstore\n"), "{waiting}");
+        store.done();
+        assert!(ask(address, "/ready").await.starts_with("HTTP/1.1 200"));
+        let metrics = ask(address, "/metrics").await;
+        assert!(metrics.contains(CONTENT_TYPE), "{metrics}");
+        assert!(metrics.contains("vane_test_build_info"), "{metrics}");
+        assert!(ask(address, "/").await.starts_with("HTTP/1.1 404"));
+
+        tasks.token().cancel();
+        tasks.join(Duration::from_secs(10)).await.unwrap();
+    }
+}
