@@ -22,6 +22,9 @@ use tokio_util::task::TaskTracker;
 /// An error of any task.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
+/// How long aborted tasks have to be gone.
+const ABORT: Duration = Duration::from_secs(1);
+
 type Name = Cow<'static, str>;
 type Ended = Result<(Id, Result<(), BoxError>), JoinError>;
 
@@ -130,7 +133,10 @@ impl Tasks {
             .is_err()
         {
             keep_first(&mut first, self.unfinished(deadline));
-            self.set.shutdown().await;
+            self.set.abort_all();
+            let gone = async { while self.set.join_next().await.is_some() {} };
+            // Who blocks its thread does not hear an abort either.
+            let _ = tokio::time::timeout(ABORT, gone).await;
         }
         first.map_or(Ok(()), Err)
     }
@@ -235,7 +241,7 @@ impl TaskSet {
         }
         let left = self.count();
         self.abort.cancel();
-        self.tracker.wait().await;
+        let _ = tokio::time::timeout(ABORT, self.tracker.wait()).await;
         left
     }
 }

@@ -42,20 +42,30 @@ pub(super) type Svid = (Vec<Certificate>, PrivateKey);
 impl Ca {
     pub(super) fn new(name: &str) -> Self {
         let key = KeyPair::generate().unwrap();
-        let mut params = params(&[&format!("spiffe://{name}")]);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        params.not_after = (BIRTH + 10 * TTL).into();
-        let serial = format!("{:016x}", fastrand::u64(..));
-        params
-            .distinguished_name
-            .push(DnType::CustomDnType(vec![2, 5, 4, 5]), serial);
+        let params = ca_params(name);
         let certificate = params.self_signed(&key).unwrap();
         Self {
             certificate: Certificate::from_der(certificate.der()),
             issuer: Issuer::new(params, key),
             trust_domain: trust_domain(name),
         }
+    }
+
+    /// A CA of the same trust domain that this one signed.
+    pub(super) fn intermediate(&self, change: impl FnOnce(&mut CertificateParams)) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = ca_params(self.trust_domain.as_str());
+        change(&mut params);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        Self {
+            certificate: Certificate::from_der(certificate.der()),
+            issuer: Issuer::new(params, key),
+            trust_domain: self.trust_domain.clone(),
+        }
+    }
+
+    pub(super) fn certificate(&self) -> Certificate {
+        self.certificate.clone()
     }
 
     /// Its bundle.
@@ -85,6 +95,19 @@ impl Ca {
         let key = PrivateKey::from_pkcs8(key.serialize_der());
         (vec![Certificate::from_der(leaf.der())], key)
     }
+}
+
+fn ca_params(name: &str) -> CertificateParams {
+    let mut params = params(&[&format!("spiffe://{name}")]);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params.not_after = (BIRTH + 10 * TTL).into();
+    // webpki tries every authority of the same name: each has its own.
+    let serial = format!("{:016x}", fastrand::u64(..));
+    params
+        .distinguished_name
+        .push(DnType::CustomDnType(vec![2, 5, 4, 5]), serial);
+    params
 }
 
 fn params(uris: &[&str]) -> CertificateParams {

@@ -214,6 +214,34 @@ async fn a_federated_authority_vouches_for_its_own_trust_domain_only() {
     assert_eq!(failed.alert(), Some(AlertDescription::UnknownCA));
 }
 
+/// Proves: X509-34, X509-35.
+#[tokio::test]
+async fn intermediates_are_used_while_valid_and_a_root_that_a_peer_brings_is_not() {
+    let world = World::new();
+    let use_chain = |(mut chain, key): Svid, more: &Ca| {
+        chain.push(more.certificate());
+        world.client.identity.swap(&chain, &key).unwrap();
+    };
+    let between = world.ca.intermediate(|_| {});
+    use_chain(between.issue(AGENT), &between);
+    let connected = meet(&world.server, &world.client).await.unwrap();
+    let peer = connected.peer().unwrap();
+    assert_eq!(peer.spiffe_id, id(AGENT));
+    assert_eq!(peer.intermediates, [between.certificate()]);
+
+    let expired = world.ca.intermediate(|params| {
+        params.not_after = (BIRTH + START - Duration::from_secs(1)).into();
+    });
+    use_chain(expired.issue(AGENT), &expired);
+    let failed = meet(&world.server, &world.client).await.err().unwrap();
+    assert_eq!(failed.alert(), Some(AlertDescription::CertificateExpired));
+
+    let brought = Ca::new("td.test");
+    use_chain(brought.issue(AGENT), &brought);
+    let failed = meet(&world.server, &world.client).await.err().unwrap();
+    assert_eq!(failed.alert(), Some(AlertDescription::UnknownCA));
+}
+
 /// Proves: X509-05.
 #[tokio::test]
 async fn a_certificate_that_is_no_svid_is_refused() {
