@@ -1,1 +1,9 @@
-//! Placeholder until the first slice of this crate lands.
+//! The signing server: who may call, what it answers, and how its parts are put together.
+//!
+//! Groups of modules are layers, bottom first. `api` and `api/sync.rs` are the only places
+//! that name a generated type; `app` is the only one that knows all parts.
+
+pub mod audit;
+pub mod caller;
+pub mod config;
+pub mod rate_limit;
