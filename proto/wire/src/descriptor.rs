@@ -20,3 +20,6 @@ pub fn descriptor_pool() -> &'static DescriptorPool {
     });
     &POOL
 }
+
+#[cfg(test)]
+mod tests;

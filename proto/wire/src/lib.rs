@@ -17,5 +17,7 @@ pub mod convert;
 
 pub mod status;
 
+pub mod json;
+
 pub use descriptor::{FILE_DESCRIPTOR_SET, descriptor_pool};
 pub use generated::{envoy, google, spire, vane, workload};
