@@ -7,6 +7,8 @@
 
 pub mod id;
 pub mod selector;
+#[cfg(test)]
+pub(crate) mod test_ca;
 
 pub mod entry;
 pub mod svid;

@@ -75,3 +75,92 @@ impl Drop for X509svidWithKey {
         self.x509_svid_key.zeroize();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::generated::spire::api::server::agent::v1::{
+        AttestAgentRequest, attest_agent_request,
+    };
+
+    const SECRET: &str = "hush-hush";
+
+    fn assert_hidden(message: &dyn fmt::Debug) {
+        let text = format!("{message:?}");
+        let bytes = format!("{:?}", SECRET.as_bytes());
+        let bytes = bytes.trim_matches(['[', ']']);
+        assert!(!text.contains(SECRET) && !text.contains(bytes), "{text}");
+        assert!(text.contains("[9 bytes hidden]"), "{text}");
+    }
+
+    #[test]
+    fn keys_are_not_in_debug() {
+        let key = SECRET.as_bytes().to_vec();
+        assert_hidden(&workload::X509svidResponse {
+            svids: vec![workload::X509svid {
+                spiffe_id: "spiffe://example.org/web".into(),
+                x509_svid: vec![1].into(),
+                x509_svid_key: key.clone(),
+                bundle: vec![2].into(),
+                hint: String::new(),
+            }],
+            ..Default::default()
+        });
+        assert_hidden(&X509svidWithKey {
+            x509_svid: None,
+            x509_svid_key: key,
+        });
+        let (id, hint) = (String::new(), String::new());
+        assert_hidden(&workload::Witsvid {
+            spiffe_id: id,
+            wit_svid: SECRET.into(),
+            wit_svid_key: SECRET.into(),
+            hint,
+        });
+    }
+
+    #[test]
+    fn tokens_are_not_in_debug() {
+        let token = || SECRET.to_owned();
+        assert_hidden(&workload::Jwtsvid {
+            svid: token(),
+            ..Default::default()
+        });
+        let audience = String::new();
+        assert_hidden(&workload::ValidateJwtsvidRequest {
+            audience,
+            svid: token(),
+        });
+        assert_hidden(&JoinToken {
+            value: token(),
+            expires_at: 1,
+        });
+        assert_hidden(&Jwtsvid {
+            token: token(),
+            ..Default::default()
+        });
+        assert_hidden(&Witsvid {
+            token: token(),
+            ..Default::default()
+        });
+        assert_hidden(&CreateJoinTokenRequest {
+            token: token(),
+            ..Default::default()
+        });
+    }
+
+    #[test]
+    fn what_attests_a_node_is_not_in_debug_of_the_request() {
+        let data = AttestationData {
+            r#type: "join_token".into(),
+            payload: SECRET.into(),
+        };
+        let params = attest_agent_request::Params {
+            data: Some(data),
+            params: None,
+        };
+        assert_hidden(&AttestAgentRequest {
+            step: Some(attest_agent_request::Step::Params(params)),
+        });
+    }
+}

@@ -239,3 +239,13 @@ fn records_on_disk_are_not_among_the_descriptors() {
     assert!(pool.get_message_by_name("vane.sync.v1.Hello").is_some());
     assert!(pool.get_message_by_name("google.protobuf.Struct").is_some());
 }
+
+#[test]
+fn an_unknown_arm_of_a_watch_message_is_skipped() {
+    use crate::generated::vane::sync::v1::WatchResponse;
+    use prost::Message as _;
+    // Field 99, length-delimited, two bytes.
+    let later = [0x9a, 0x06, 0x02, 0x08, 0x01];
+    let read = WatchResponse::decode(later.as_slice()).unwrap();
+    assert_eq!(read, WatchResponse { response: None });
+}
