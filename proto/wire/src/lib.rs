@@ -11,6 +11,7 @@ mod generated;
 mod redacted;
 
 pub mod descriptor;
+pub mod limits;
 pub mod record;
 
 pub mod convert;

@@ -22,6 +22,9 @@ pub enum BundleRefusal {
     /// The trust domain.
     #[error("invalid trust domain: {0}")]
     TrustDomain(#[from] IdError),
+    /// It is the bundle of another trust domain.
+    #[error("bundle is of trust domain \"{0}\", not of \"{1}\"")]
+    OtherTrustDomain(TrustDomain, TrustDomain),
     /// A CA certificate.
     #[error("unable to parse X.509 authority: {0}")]
     X509(#[from] X509Error),
@@ -93,6 +96,19 @@ impl TryFrom<&types::Bundle> for Bundle {
             sequence_number: wire.sequence_number,
         })
     }
+}
+
+/// The bundle of `expected`, and of no other trust domain.
+///
+/// # Errors
+/// [`BundleRefusal::OtherTrustDomain`], and as `TryFrom`.
+pub fn from_wire(wire: &types::Bundle, expected: &TrustDomain) -> Result<Bundle, BundleRefusal> {
+    let bundle = Bundle::try_from(wire)?;
+    if bundle.trust_domain != *expected {
+        let (found, expected) = (bundle.trust_domain, expected.clone());
+        return Err(BundleRefusal::OtherTrustDomain(found, expected));
+    }
+    Ok(bundle)
 }
 
 fn at_most(what: &'static str, count: usize) -> Result<(), BundleRefusal> {

@@ -2,7 +2,7 @@
 //!
 //! An entry comes from two sides. A client of the admin API sends one to be stored: [`create`]
 //! and [`merge`] apply every rule of the server's trust domain. A server sends one to its
-//! agent: `TryFrom` only wants the fields valid. The limits of the fields are the constants
+//! agent: [`from_wire`] wants the fields valid and the IDs of the trust domain. The limits of the fields are the constants
 //! of [`vane_identity::entry`] and [`vane_identity::selector`].
 
 use vane_identity::entry::{
@@ -90,9 +90,26 @@ fn name(trust_domain: &TrustDomain) -> String {
 impl TryFrom<&types::Entry> for Entry {
     type Error = EntryRefusal;
 
-    /// Reads an entry that a server sent.
+    /// Reads an entry of any trust domain, without the rules for storing.
     fn try_from(wire: &types::Entry) -> Result<Self, EntryRefusal> {
         read(wire, EntryId::parse(&wire.id)?, None)
+    }
+}
+
+/// Reads an entry that the server of `own` sent: its two IDs must lie in `own`.
+///
+/// # Errors
+/// As `TryFrom`, and an ID of another trust domain.
+pub fn from_wire(wire: &types::Entry, own: &TrustDomain) -> Result<Entry, EntryRefusal> {
+    let entry = Entry::try_from(wire)?;
+    let foreign = |id: &SpiffeId| {
+        let refusal = || IdRefusal::Foreign(id.clone(), own.clone());
+        (!id.is_member_of(own)).then(refusal)
+    };
+    match (foreign(&entry.parent_id), foreign(&entry.spiffe_id)) {
+        (Some(parent), _) => Err(EntryRefusal::ParentId(parent)),
+        (None, Some(spiffe)) => Err(EntryRefusal::SpiffeId(spiffe)),
+        (None, None) => Ok(entry),
     }
 }
 

@@ -50,6 +50,17 @@ fn a_trust_domain_may_be_written_as_its_id() {
 }
 
 #[test]
+fn a_bundle_is_read_as_that_of_one_trust_domain_only() {
+    let [own, other] = ["example.org", "other.org"].map(|name| TrustDomain::parse(name).unwrap());
+    assert!(from_wire(&full(), &own).is_ok());
+    let refused = from_wire(&full(), &other).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        r#"bundle is of trust domain "example.org", not of "other.org""#
+    );
+}
+
+#[test]
 fn each_broken_field_is_named() {
     type Change = fn(&mut types::Bundle);
     let table: [(Change, &str); 10] = [

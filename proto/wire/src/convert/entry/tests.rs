@@ -201,6 +201,17 @@ fn an_entry_from_a_server_need_not_obey_the_rules_for_storing() {
 }
 
 #[test]
+fn an_entry_from_a_server_must_be_of_its_trust_domain() {
+    assert_eq!(from_wire(&full(), &own()).unwrap(), stored());
+    let other = TrustDomain::parse("other.org").unwrap();
+    let refused = from_wire(&full(), &other).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        r#"invalid parent ID: "spiffe://example.org/spire/agent/x" is not a member of trust domain "other.org""#
+    );
+}
+
+#[test]
 fn an_update_without_a_mask_replaces_everything_but_id_revision_and_creation() {
     let wire = types::Entry {
         id: "other".into(),
