@@ -7,7 +7,7 @@
 use super::block::Malformed;
 
 /// (length in bits, first left-aligned 32-bit number that is not a code of this length or a shorter one).
-const LENGTHS: [(u8, u64); 21] = [
+pub(super) const LENGTHS: [(u8, u64); 21] = [
     (5, after(5, 0x9)),
     (6, after(6, 0x2d)),
     (7, after(7, 0x7b)),
