@@ -46,7 +46,7 @@ fn kind(field: &prost_reflect::FieldDescriptor) -> String {
 
 /// The Workload API is what the standard says, by number, name, type and kind of stream.
 ///
-/// Proves: WEP-28.
+/// Proves: WEP-28, WAPI-04.
 #[test]
 fn the_workload_api_is_that_of_the_standard() {
     assert_eq!(
