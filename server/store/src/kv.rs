@@ -28,6 +28,7 @@ pub(crate) use feed::{Feed, RingLimits};
 pub use txn::{
     Compare, MAX_COMPARES, MAX_KEY_BYTES, MAX_OPS, MAX_TXN_BYTES, Op, RESERVED_PREFIX, Txn,
 };
+pub(crate) use txn::{RESERVED_FROM, is_reserved, printable};
 
 /// A point in the history of a store: strictly increasing, not dense, 0 for
 /// a store that was never written.

@@ -9,3 +9,6 @@
 pub mod kv;
 
 pub mod memory;
+pub mod record;
+
+pub mod sled_kv;

@@ -16,11 +16,11 @@ pub const MAX_TXN_BYTES: usize = 512 * 1024;
 /// Longest key in bytes: a SPIFFE ID (2,048) and room for its table's prefix.
 pub const MAX_KEY_BYTES: usize = 2_304;
 /// Keys of this prefix belong to the engine (NAMES 4: `m/{epoch,revision,format}`),
-/// and so do all keys that begin with `~` (the chunks of large values).
+/// and so do all keys whose first byte is `~` or above (chunks of large values).
 pub const RESERVED_PREFIX: &[u8] = b"m/";
 
-/// First byte of an engine's own keys beside [`RESERVED_PREFIX`].
-pub(crate) const RESERVED_FIRST_BYTE: u8 = b'~';
+/// Keys from this first byte on belong to the engine, beside [`RESERVED_PREFIX`].
+pub(crate) const RESERVED_FROM: u8 = b'~';
 
 /// A condition on one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -175,7 +175,7 @@ impl Txn {
 
 /// Whether `key` belongs to the engine: never scanned, never written from above.
 pub(crate) fn is_reserved(key: &[u8]) -> bool {
-    key.starts_with(RESERVED_PREFIX) || key.first() == Some(&RESERVED_FIRST_BYTE)
+    key.starts_with(RESERVED_PREFIX) || key.first() >= Some(&RESERVED_FROM)
 }
 
 fn within(what: Limit, size: usize, limit: usize) -> Result<(), CommitError> {

@@ -1,0 +1,480 @@
+//! One opened sled database: reads, and writes that are durable on return.
+//!
+//! Invariant: [`Disk::write`] returns `Ok` only after the batch was written,
+//! `fdatasync` of the log returned, and files that sled put beside the log
+//! were synced too (sled's own flush is no fsync). After an error the handle
+//! must be dropped: what it shows in memory may not be on disk.
+//! sled panics on some kinds of damage: every call into it is caught.
+
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, SystemTime};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use super::layout::{self, Stored};
+use crate::kv::{Epoch, Item, KvError, Op, RESERVED_FROM, Revision, is_reserved};
+use crate::memory::new_epoch;
+use crate::record::{self, FrameError, RESTORE};
+
+/// Where the store is and what it may use.
+#[derive(Debug, Clone)]
+pub struct SledConfig {
+    /// The folder of the store, made when it is not there (0700).
+    pub dir: PathBuf,
+    /// Bytes that sled may keep of the tree in memory.
+    pub cache_bytes: u64,
+}
+
+impl SledConfig {
+    /// The store in `dir` with a cache of 64 MB (measured: 154 MB resident at
+    /// 1,000,000 entries).
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self {
+            dir: dir.into(),
+            cache_bytes: 64_000_000,
+        }
+    }
+}
+
+/// The moments at which a test may let the disk fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// The database is about to be opened.
+    Open,
+    /// Nothing of the batch was written yet.
+    Apply,
+    /// The batch is in sled's memory.
+    Sync,
+    /// The batch is on disk, nobody knows yet.
+    Synced,
+}
+
+/// Lets tests fail a [`Stage`]; does nothing in production.
+#[derive(Clone, Default)]
+pub(crate) struct Faults(Option<std::sync::Arc<FaultFn>>);
+
+type FaultFn = dyn Fn(Stage) -> io::Result<()> + Send + Sync;
+
+impl Faults {
+    #[cfg(test)]
+    pub(crate) fn new(f: impl Fn(Stage) -> io::Result<()> + Send + Sync + 'static) -> Self {
+        Self(Some(std::sync::Arc::new(f)))
+    }
+
+    fn at(&self, stage: Stage) -> io::Result<()> {
+        self.0.as_ref().map_or(Ok(()), |fault| fault(stage))
+    }
+}
+
+impl std::fmt::Debug for Faults {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Faults")
+    }
+}
+
+/// One write of a batch: the operation and what stood there before.
+#[derive(Debug)]
+pub(super) struct Write {
+    pub(super) op: Op,
+    pub(super) before: Option<Stored>,
+}
+
+#[derive(Debug)]
+pub(super) struct Disk {
+    dir: PathBuf,
+    db: sled::Db,
+    log: File,
+    mark: File,
+    blobs: Blobs,
+    faults: Faults,
+    epoch: Epoch,
+    revision: Revision,
+}
+
+impl Disk {
+    /// Opens or makes the store; waits up to a second for its lock.
+    pub(super) fn open(config: &SledConfig, faults: &Faults) -> Result<Self, KvError> {
+        let dir = &config.dir;
+        let io_error = |error: io::Error| unavailable(dir, "open", &error);
+        faults.at(Stage::Open).map_err(io_error)?;
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder.create(dir).map_err(io_error)?;
+        let db = open_db(config)?;
+        let mark = File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(dir.join("acknowledged"))
+            .map_err(io_error)?;
+        let log = File::open(dir.join("db")).map_err(io_error)?;
+        let mut disk = Self {
+            dir: dir.clone(),
+            db,
+            log,
+            mark,
+            blobs: Blobs::new(dir.join("blobs")),
+            faults: faults.clone(),
+            epoch: Epoch([0; 16]),
+            revision: 0,
+        };
+        disk.load_meta()?;
+        Ok(disk)
+    }
+
+    pub(super) fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// The revision that was on disk when it was opened.
+    pub(super) fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// Reads one user key.
+    pub(super) fn read(&self, key: &[u8]) -> Result<Option<Stored>, KvError> {
+        self.guarded("read", || match self.db.get(key)? {
+            Some(raw) => self.decode(key, &raw).map(Some),
+            None => Ok(None),
+        })
+    }
+
+    /// Reads at most `limit` user keys after `after` under `prefix` that
+    /// `skip` does not leave out.
+    pub(super) fn read_range(
+        &self,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        limit: usize,
+        skip: impl Fn(&[u8]) -> bool,
+    ) -> Result<Vec<Item>, KvError> {
+        use std::ops::Bound::{Excluded, Included, Unbounded};
+        let start = match after {
+            Some(after) if after >= prefix => Excluded(after),
+            _ => Included(prefix),
+        };
+        self.guarded("read", || {
+            let mut items = Vec::new();
+            for pair in self.db.range::<&[u8], _>((start, Unbounded)) {
+                let (key, raw) = pair?;
+                let over = !key.starts_with(prefix) || key.first() >= Some(&RESERVED_FROM);
+                if items.len() >= limit || over {
+                    break;
+                }
+                if !is_reserved(&key) && !skip(&key) {
+                    items.push(self.decode(&key, &raw)?.item);
+                }
+            }
+            Ok(items)
+        })
+    }
+
+    /// Applies `writes` as `revision`, durably.
+    pub(super) fn write(&self, writes: &[Write], revision: Revision) -> Result<(), KvError> {
+        self.guarded("write", || {
+            self.faults.at(Stage::Apply)?;
+            self.db.apply_batch(batch(writes, revision))?;
+            self.faults.at(Stage::Sync)?;
+            self.db.flush()?;
+            self.blobs.sync()?;
+            self.log.sync_data()?;
+            self.faults.at(Stage::Synced)?;
+            Ok(())
+        })
+    }
+
+    /// Notes that `revision` was acknowledged, so that a store that lost it
+    /// is noticed at the next start. Not synced: it may be late, never early.
+    pub(super) fn mark(&self, revision: Revision) {
+        let mut mark = BytesMut::with_capacity(24);
+        mark.put_slice(&self.epoch.0);
+        mark.put_u64(revision);
+        if let Err(error) = self.mark.write_all_at(&record::frame(&mark), 0) {
+            tracing::debug!(%error, "acknowledged revision not noted");
+        }
+    }
+
+    /// The acknowledged revision that [`Self::mark`] noted for this epoch.
+    fn marked(&self) -> Option<Revision> {
+        let mut raw = [0; 29];
+        self.mark.read_exact_at(&mut raw, 0).ok()?;
+        let mark = record::unframe(&raw).ok()?;
+        let mut revision = mark.strip_prefix(&self.epoch.0)?;
+        revision.try_get_u64().ok()
+    }
+
+    fn decode(&self, key: &[u8], raw: &[u8]) -> Result<Stored, Fault> {
+        let fetch = |key: &[u8], value: &mut BytesMut| {
+            let chunk = self.db.get(key)?.ok_or(FrameError::Parts)?;
+            value.put_slice(&chunk);
+            Ok(())
+        };
+        layout::decode(key, raw, fetch).map_err(|fault: Fault| fault.of_key(key))
+    }
+
+    /// Reads format, epoch and revision, or writes them into a new store.
+    fn load_meta(&mut self) -> Result<(), KvError> {
+        let format = self.meta(layout::FORMAT_KEY)?;
+        if format.is_none() {
+            self.create_meta()?;
+        }
+        let epoch = self.meta(layout::EPOCH_KEY)?;
+        let revision = self.meta(layout::REVISION_KEY)?;
+        let (Some(mut epoch), Some(mut revision)) = (epoch, revision) else {
+            return Err(corrupt(&self.dir, "its epoch or revision is missing"));
+        };
+        let mut bytes = [0; 16];
+        let epoch = epoch.try_copy_to_slice(&mut bytes);
+        let (Ok(()), Ok(revision)) = (epoch, revision.try_get_u64()) else {
+            return Err(corrupt(&self.dir, "its epoch or revision is too short"));
+        };
+        self.epoch = Epoch(bytes);
+        self.revision = revision;
+        match self.marked() {
+            Some(marked) if marked > revision => Err(corrupt(
+                &self.dir,
+                &format!(
+                    "it is at revision {revision}, but revision {marked} was acknowledged before"
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn meta(&self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
+        self.guarded("read", || {
+            let Some(raw) = self.db.get(key)? else {
+                return Ok(None);
+            };
+            let payload = record::unframe(&raw).map_err(|e| Fault::from(e).of_key(key))?;
+            Ok(Some(Bytes::copy_from_slice(payload)))
+        })
+    }
+
+    fn create_meta(&self) -> Result<(), KvError> {
+        if self.marked_at_all() {
+            return Err(corrupt(&self.dir, "its contents are gone"));
+        }
+        let epoch = new_epoch()?;
+        self.guarded("create", || {
+            if !self.db.is_empty() {
+                return Err(Fault::Damaged("it is not a store of Vane".to_owned()));
+            }
+            let mut batch = sled::Batch::default();
+            batch.insert(layout::FORMAT_KEY, record::frame(&[1]).as_ref());
+            batch.insert(layout::EPOCH_KEY, record::frame(&epoch.0).as_ref());
+            batch.insert(layout::REVISION_KEY, revision_frame(0).as_ref());
+            self.db.apply_batch(batch)?;
+            self.db.flush()?;
+            self.log.sync_all()?;
+            File::open(&self.dir)?.sync_all()?;
+            let parent = self.dir.parent().filter(|p| !p.as_os_str().is_empty());
+            File::open(parent.unwrap_or(Path::new(".")))?.sync_all()?;
+            Ok(())
+        })
+    }
+
+    /// Whether this store ever acknowledged a write, in whatever epoch.
+    fn marked_at_all(&self) -> bool {
+        let mut raw = [0; 29];
+        self.mark.read_exact_at(&mut raw, 0).is_ok() && record::unframe(&raw).is_ok()
+    }
+
+    /// Runs `f`; turns its error or panic into one that names the way out.
+    fn guarded<T>(
+        &self,
+        doing: &'static str,
+        f: impl FnOnce() -> Result<T, Fault>,
+    ) -> Result<T, KvError> {
+        match catch_unwind(AssertUnwindSafe(f)) {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(fault)) => Err(fault.explain(&self.dir, doing)),
+            Err(panic) => Err(corrupt(&self.dir, &panic_text(&*panic))),
+        }
+    }
+}
+
+/// What goes wrong inside a call into sled.
+#[derive(Debug)]
+enum Fault {
+    Sled(sled::Error),
+    Io(io::Error),
+    Frame(FrameError),
+    Key(KvError),
+    Damaged(String),
+}
+
+impl From<sled::Error> for Fault {
+    fn from(error: sled::Error) -> Self {
+        Self::Sled(error)
+    }
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<FrameError> for Fault {
+    fn from(error: FrameError) -> Self {
+        Self::Frame(error)
+    }
+}
+
+impl Fault {
+    fn of_key(self, key: &[u8]) -> Self {
+        match self {
+            Self::Frame(error) => Self::Key(record::refusal(key, error)),
+            other => other,
+        }
+    }
+
+    fn explain(self, dir: &Path, doing: &str) -> KvError {
+        match self {
+            Self::Io(error) | Self::Sled(sled::Error::Io(error)) => unavailable(dir, doing, &error),
+            Self::Sled(error) => corrupt(dir, &error.to_string()),
+            Self::Frame(error) => corrupt(dir, &error.to_string()),
+            Self::Key(error) => error,
+            Self::Damaged(what) => corrupt(dir, &what),
+        }
+    }
+}
+
+/// sled spills nodes above 128 KiB into files that it never syncs. Keys and
+/// chunks are kept short so that it hardly happens; when it does, they are
+/// synced here.
+#[derive(Debug)]
+struct Blobs {
+    dir: PathBuf,
+    seen: Mutex<Option<SystemTime>>,
+}
+
+impl Blobs {
+    fn new(dir: PathBuf) -> Self {
+        let seen = Mutex::new(modified(&dir).ok());
+        Self { dir, seen }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let now = modified(&self.dir)?;
+        let mut seen = self
+            .seen
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        if *seen == Some(now) {
+            return Ok(());
+        }
+        for entry in std::fs::read_dir(&self.dir)? {
+            match File::open(entry?.path()) {
+                Ok(blob) => blob.sync_data()?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        File::open(&self.dir)?.sync_all()?;
+        *seen = Some(now);
+        Ok(())
+    }
+}
+
+fn modified(dir: &Path) -> io::Result<SystemTime> {
+    std::fs::metadata(dir)?.modified()
+}
+
+fn batch(writes: &[Write], revision: Revision) -> sled::Batch {
+    let mut batch = sled::Batch::default();
+    batch.insert(layout::REVISION_KEY, revision_frame(revision).as_ref());
+    for (op, write) in (0..).zip(writes) {
+        if let Some(old) = write.before.as_ref().and_then(|stored| stored.chunks) {
+            old.keys().for_each(|key| batch.remove(key));
+        }
+        match &write.op {
+            Op::Delete(key) => batch.remove(key.as_ref()),
+            Op::Put(key, value) => {
+                let item = Item {
+                    key: key.clone(),
+                    value: value.clone(),
+                    mod_revision: revision,
+                };
+                put(&mut batch, &item, op);
+            }
+        }
+    }
+    batch
+}
+
+fn put(batch: &mut sled::Batch, item: &Item, op: u32) {
+    let (head, chunks) = layout::encode(item, op);
+    batch.insert(item.key.as_ref(), head);
+    if let Some(chunks) = chunks {
+        for (key, chunk) in chunks.keys().zip(item.value.chunks(layout::CHUNK)) {
+            batch.insert(key, chunk);
+        }
+    }
+}
+
+fn revision_frame(revision: Revision) -> Bytes {
+    record::frame(&revision.to_be_bytes())
+}
+
+fn open_db(config: &SledConfig) -> Result<sled::Db, KvError> {
+    let sled = sled::Config::new()
+        .path(&config.dir)
+        .cache_capacity(config.cache_bytes)
+        .mode(sled::Mode::LowSpace)
+        .flush_every_ms(Some(500));
+    // A handle dropped a moment ago may still be closing in sled's threads.
+    for _ in 0..50 {
+        match catch_unwind(AssertUnwindSafe(|| sled.open())) {
+            Ok(Ok(db)) => return Ok(db),
+            Ok(Err(error)) if is_locked(&error) => std::thread::sleep(Duration::from_millis(20)),
+            Ok(Err(error)) => return Err(Fault::Sled(error).explain(&config.dir, "open")),
+            Err(panic) => return Err(corrupt(&config.dir, &panic_text(&*panic))),
+        }
+    }
+    Err(KvError::Unavailable {
+        cause: format!("another process has {} open", config.dir.display()),
+        way_out: "stop the other vane-server or give this one a data_dir of its own".to_owned(),
+    })
+}
+
+fn is_locked(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error) if error.to_string().contains("could not acquire lock"))
+}
+
+fn unavailable(dir: &Path, doing: &str, error: &io::Error) -> KvError {
+    let way_out = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "free space on its file system; the store goes on by itself then"
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "let the user of the server write there; the store tries again by itself"
+        }
+        _ => "look at the disk and the kernel's log; the store tries again by itself",
+    };
+    KvError::Unavailable {
+        cause: format!("{doing} of {} failed: {error}", dir.display()),
+        way_out: way_out.to_owned(),
+    }
+}
+
+fn corrupt(dir: &Path, what: &str) -> KvError {
+    KvError::Corrupt {
+        what: format!("{}: {what}", dir.display()),
+        way_out: RESTORE.to_owned(),
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    let text = text.unwrap_or_else(|| "unknown panic".to_owned());
+    format!("sled gave up on its files: {}", text.replace('\n', " "))
+}
