@@ -12,3 +12,5 @@ pub mod memory;
 pub mod record;
 
 pub mod sled_kv;
+
+pub mod conformance;

@@ -170,3 +170,16 @@ fn item(key: &Bytes, (value, mod_revision): &(Bytes, Revision)) -> Item {
         mod_revision: *mod_revision,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::conformance;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn memory_keeps_the_contract() {
+        conformance::suite(|| async { Arc::new(MemoryKv::new().unwrap()) as Arc<dyn Kv> }).await;
+    }
+}

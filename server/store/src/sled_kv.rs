@@ -30,7 +30,8 @@ use self::plan::Job;
 use self::view::{Failure, STRIDE, View};
 use self::writer::{Message, Shared, Writer};
 use crate::kv::{
-    CommitError, Epoch, Feed, Item, Kv, KvError, Page, Revision, RingLimits, Txn, Watch, WatchError,
+    CommitError, Epoch, Feed, Item, Kv, KvError, Page, Revision, RingLimits, Txn, Watch,
+    WatchError, is_reserved,
 };
 
 /// Bytes of transactions that may wait for the writer, in KiB.
@@ -111,10 +112,11 @@ impl Drop for SledKv {
 #[async_trait]
 impl Kv for SledKv {
     async fn get(&self, key: &[u8]) -> Result<Option<Item>, KvError> {
-        self.shared
-            .view
-            .get(key)
-            .map_err(|failure| self.report(failure))
+        if is_reserved(key) {
+            return Ok(None);
+        }
+        let read = self.shared.view.get(key);
+        read.map_err(|failure| self.report(failure))
     }
 
     async fn scan(
