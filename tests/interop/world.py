@@ -108,7 +108,7 @@ ca_ttl = "{self.ca_ttl}"
 default_x509_svid_ttl = "{self.x509_ttl}"
 
 [telemetry]
-ops_address = ""
+enabled = false
 """)
         ready = self.start("vane-server", "run", "-c", self.dir / "server.toml")
         self.port = int(ready["server_address"].rsplit(":", 1)[1])

@@ -139,6 +139,22 @@ impl Certificate {
         Self(der.into())
     }
 
+    /// Splits a concatenation of DER certificates, as the Workload API sends chains and bundles.
+    ///
+    /// # Errors
+    /// [`X509Error::Malformed`], [`X509Error::TooLarge`] for a certificate over the limit.
+    pub fn split(mut der: &[u8]) -> Result<Vec<Self>, X509Error> {
+        let mut all = Vec::new();
+        while !der.is_empty() {
+            let (rest, _) = X509Certificate::from_der(der).map_err(|_| X509Error::Malformed)?;
+            let (one, _) = der.split_at(der.len() - rest.len());
+            at_most("certificate bytes", one.len(), MAX_CERTIFICATE_BYTES)?;
+            all.push(Self::from_der(one));
+            der = rest;
+        }
+        Ok(all)
+    }
+
     /// The DER bytes.
     #[must_use]
     pub fn der(&self) -> &[u8] {

@@ -354,3 +354,16 @@ fn serials_are_printed_as_decimal_numbers() {
         "340282366920938463463374607431768211455"
     );
 }
+
+#[test]
+fn a_concatenation_of_certificates_is_split_where_each_ends() {
+    let leaf = Leaf::new(WEB).sign().chain[0].clone();
+    let both = [leaf.der(), ROOT.certificate.der()].concat();
+    assert_eq!(
+        Certificate::split(&both),
+        Ok(vec![leaf.clone(), ROOT.certificate.clone()])
+    );
+    assert_eq!(Certificate::split(&[]), Ok(Vec::new()));
+    let torn = &both[..both.len() - 1];
+    assert_eq!(Certificate::split(torn), Err(X509Error::Malformed));
+}

@@ -1,0 +1,149 @@
+//! Programs of this workspace as child processes, ended with their owner.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, ChildStdout, Command};
+
+/// The deadline of everything that a test waits for.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Waits for `future`, or fails with `what` after [`DEADLINE`].
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(DEADLINE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("not within {DEADLINE:?}: {what}"),
+    }
+}
+
+/// A program built beside the running test: `<target>/<profile>/<name>`.
+pub fn program(name: &str) -> PathBuf {
+    let own = std::env::current_exe().unwrap();
+    own.ancestors()
+        .map(|dir| dir.join(name))
+        .find(|path| path.is_file())
+        .unwrap_or_else(|| panic!("{name} was not built beside {}", own.display()))
+}
+
+/// A running program that has printed its ready line.
+pub struct Process {
+    child: Child,
+    _stdout: BufReader<ChildStdout>,
+    /// The words `key=value` of the ready line.
+    pub ready: HashMap<String, String>,
+}
+
+impl Process {
+    /// Starts `name` with `args`, its log appended to `log`, and waits for its ready line.
+    pub async fn start(name: &str, args: &[&str], log: &Path) -> Self {
+        Self::try_start(name, args, log)
+            .await
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// As [`Process::start`]; a program that ends before it is ready is an error with its log.
+    pub async fn try_start(name: &str, args: &[&str], log: &Path) -> Result<Self, String> {
+        let file = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(log)
+            .unwrap();
+        let mut child = Command::new(program(name))
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(file)
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        let what = format!("{name} is ready, see {}", log.display());
+        within(&what, stdout.read_line(&mut line)).await.unwrap();
+        let Some(words) = line.strip_prefix("ready ") else {
+            let status = within("its end", child.wait()).await.unwrap();
+            let text = std::fs::read_to_string(log).unwrap_or_default();
+            let tail: String = text
+                .lines()
+                .rev()
+                .take(20)
+                .collect::<Vec<_>>()
+                .into_iter()
+                .rev()
+                .fold(String::new(), |all, one| all + one + "\n");
+            return Err(format!("{name} ended with {status}: {line}{tail}"));
+        };
+        let ready = words
+            .split_whitespace()
+            .filter_map(|word| word.split_once('='))
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect();
+        Ok(Self {
+            child,
+            _stdout: stdout,
+            ready,
+        })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
+    /// `kill -9`, and waits for its end.
+    pub async fn kill(mut self) {
+        self.child.start_kill().unwrap();
+        within("it is gone", self.child.wait()).await.unwrap();
+    }
+
+    /// SIGTERM, and waits for its end; the exit code.
+    pub async fn terminate(mut self) -> Option<i32> {
+        kill(
+            Pid::from_raw(i32::try_from(self.pid()).unwrap()),
+            Signal::SIGTERM,
+        )
+        .unwrap();
+        within("it drains", self.child.wait()).await.unwrap().code()
+    }
+
+    /// Waits for its own end; the exit code.
+    pub async fn ended(&mut self) -> Option<i32> {
+        within("it ends", self.child.wait()).await.unwrap().code()
+    }
+
+    /// Resident memory in bytes.
+    pub fn rss(&self) -> u64 {
+        rss_of(self.pid())
+    }
+
+    /// Open descriptors.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid()))
+            .unwrap()
+            .count()
+    }
+
+    /// Kernel threads.
+    pub fn threads(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/task", self.pid()))
+            .unwrap()
+            .count()
+    }
+}
+
+/// Resident memory of a process in bytes.
+pub fn rss_of(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
+    let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    kib * 1024
+}

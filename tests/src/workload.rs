@@ -1,0 +1,121 @@
+//! This process as a workload: raw calls of the Workload API.
+
+use std::path::Path;
+use std::time::SystemTime;
+
+use tonic::metadata::MetadataValue;
+use tonic::transport::Channel;
+use tonic::{Request, Status, Streaming};
+use vane_identity::bundle::{Bundle, X509Authority};
+use vane_identity::id::SpiffeId;
+use vane_identity::x509_svid::{Certificate, Role, VerifiedX509Svid, X509Svid};
+use vane_wire::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+use vane_wire::workload::{X509svidRequest, X509svidResponse};
+
+use crate::admin::unix_channel;
+use crate::process::within;
+
+/// A request with the security header of the Workload API.
+pub fn request<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request
+        .metadata_mut()
+        .insert("workload.spiffe.io", MetadataValue::from_static("true"));
+    request
+}
+
+/// A connection to an agent's public socket.
+#[derive(Clone)]
+pub struct Workload {
+    client: SpiffeWorkloadApiClient<Channel>,
+}
+
+/// An open FetchX509SVID stream.
+pub struct SvidStream(Streaming<X509svidResponse>);
+
+impl Workload {
+    /// Connects.
+    pub async fn connect(socket: &Path) -> Self {
+        Self {
+            client: SpiffeWorkloadApiClient::new(unix_channel(socket).await.unwrap()),
+        }
+    }
+
+    /// The generated client, for everything that has no short form here.
+    pub fn api(&self) -> SpiffeWorkloadApiClient<Channel> {
+        self.client.clone()
+    }
+
+    /// Opens a FetchX509SVID stream.
+    pub async fn watch(&self) -> Result<SvidStream, Status> {
+        let stream = self
+            .client
+            .clone()
+            .fetch_x509svid(request(X509svidRequest {}))
+            .await?;
+        Ok(SvidStream(stream.into_inner()))
+    }
+}
+
+impl SvidStream {
+    /// The next message, or the status that ends the stream.
+    pub async fn next(&mut self) -> Result<X509svidResponse, Status> {
+        match within("a message of FetchX509SVID", self.0.message()).await? {
+            Some(message) => Ok(message),
+            None => Err(Status::ok("the stream ended")),
+        }
+    }
+
+    /// Waits until the IDs of a message satisfy `wanted`; that message.
+    pub async fn until(
+        &mut self,
+        wanted: impl Fn(&[String]) -> bool,
+    ) -> Result<X509svidResponse, Status> {
+        loop {
+            let message = self.next().await?;
+            if wanted(&ids(&message)) {
+                return Ok(message);
+            }
+        }
+    }
+}
+
+/// The SPIFFE IDs of a message, in order.
+pub fn ids(message: &X509svidResponse) -> Vec<String> {
+    message
+        .svids
+        .iter()
+        .map(|svid| svid.spiffe_id.clone())
+        .collect()
+}
+
+/// Splits a concatenation of DER certificates.
+pub fn certificates(der: &[u8]) -> Vec<Certificate> {
+    Certificate::split(der).unwrap()
+}
+
+/// Verifies each SVID of a message against the bundle beside it at `now`.
+pub fn verify(message: &X509svidResponse, now: SystemTime) -> Vec<VerifiedX509Svid> {
+    message
+        .svids
+        .iter()
+        .map(|svid| {
+            let id = SpiffeId::parse(&svid.spiffe_id).unwrap();
+            let mut bundle = Bundle::empty(id.trust_domain());
+            bundle.x509_authorities = certificates(&svid.bundle)
+                .into_iter()
+                .map(X509Authority::new)
+                .collect();
+            let parsed = X509Svid::parse(certificates(&svid.x509_svid)).unwrap();
+            assert_eq!(
+                parsed.id(),
+                &id,
+                "the message names the ID of the certificate"
+            );
+            bundle
+                .anchors()
+                .verify(parsed, Role::Client, now)
+                .unwrap_or_else(|error| panic!("{id}: {error}"))
+        })
+        .collect()
+}

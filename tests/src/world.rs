@@ -1,0 +1,221 @@
+//! One server with its agents, in a temporary folder, over real sockets.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use crate::admin::Admin;
+use crate::process::Process;
+use crate::workload::Workload;
+
+/// The trust domain of every world.
+pub const TRUST_DOMAIN: &str = "example.org";
+
+/// What a world is started with; keys of the server's TOML beyond those it needs.
+#[derive(Default, Clone)]
+pub struct Options {
+    /// Lines of `[server]`.
+    pub server: String,
+    /// Lines of `[agent]`.
+    pub agent: String,
+    /// Further tables of the server's file.
+    pub server_tables: String,
+}
+
+impl Options {
+    /// Adds a line to `[server]`.
+    #[must_use]
+    pub fn server(mut self, line: &str) -> Self {
+        let _ = writeln!(self.server, "{line}");
+        self
+    }
+
+    /// Adds a line to `[agent]`.
+    #[must_use]
+    pub fn agent(mut self, line: &str) -> Self {
+        let _ = writeln!(self.agent, "{line}");
+        self
+    }
+}
+
+/// A running server, its folder and what it was started with.
+pub struct World {
+    dir: TempDir,
+    options: Options,
+    port: u16,
+    /// The server; none between [`World::kill_server`] and [`World::restart_server`].
+    pub server: Option<Process>,
+}
+
+/// A running agent.
+pub struct Agent {
+    /// Its process.
+    pub process: Process,
+    /// Its SPIFFE ID.
+    pub id: String,
+    /// Its public socket.
+    pub socket: PathBuf,
+    config: PathBuf,
+    log: PathBuf,
+}
+
+/// The SPIFFE ID of `path` in the trust domain of the worlds.
+pub fn spiffe_id(path: &str) -> String {
+    format!("spiffe://{TRUST_DOMAIN}{path}")
+}
+
+/// The selector that this process satisfies.
+pub fn own_selector() -> String {
+    format!("unix:uid:{}", nix::unistd::getuid())
+}
+
+impl World {
+    /// Starts a server with default settings.
+    pub async fn start() -> Self {
+        Self::with(Options::default()).await
+    }
+
+    /// Starts a server with `options`.
+    pub async fn with(options: Options) -> Self {
+        let dir = tempfile::Builder::new().prefix("vane").tempdir().unwrap();
+        let mut world = Self {
+            dir,
+            options,
+            port: 0,
+            server: None,
+        };
+        world.restart_server().await;
+        world
+    }
+
+    /// A path in the world's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The admin socket.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.path("server.sock")
+    }
+
+    /// The TCP port of the server.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The server's process.
+    pub fn server(&self) -> &Process {
+        self.server.as_ref().expect("the server runs")
+    }
+
+    /// Connects to the admin socket.
+    pub async fn admin(&self) -> Admin {
+        Admin::connect(&self.admin_socket()).await
+    }
+
+    /// `kill -9` of the server.
+    pub async fn kill_server(&mut self) {
+        self.server.take().expect("the server runs").kill().await;
+    }
+
+    /// Starts the server, on the port it had.
+    pub async fn restart_server(&mut self) {
+        let config = self.write_server_config();
+        let args = ["run", "-c", config.to_str().unwrap()];
+        let process = Process::start("vane-test-server", &args, &self.path("server.log")).await;
+        let address = &process.ready["server_address"];
+        self.port = address.rsplit(':').next().unwrap().parse().unwrap();
+        self.server = Some(process);
+    }
+
+    fn write_server_config(&self) -> PathBuf {
+        let text = format!(
+            "[server]\ntrust_domain = {TRUST_DOMAIN:?}\nbind_address = \"127.0.0.1\"\nbind_port = {}\nsocket_path = {:?}\ndata_dir = {:?}\n{}\n[telemetry]\nenabled = false\n{}",
+            self.port,
+            self.admin_socket(),
+            self.path("server"),
+            self.options.server,
+            self.options.server_tables,
+        );
+        self.write("server.toml", &text)
+    }
+
+    /// Writes a file into the world's folder.
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Attests a new agent by join token and starts it.
+    pub async fn agent(&self, name: &str) -> Agent {
+        let admin = self.admin().await;
+        let token = admin.token().await;
+        let bundle = self.write("bundle.pem", &pem(&admin.bundle().await));
+        let socket = self.path(&format!("{name}.sock"));
+        let text = format!(
+            "[agent]\ntrust_domain = {TRUST_DOMAIN:?}\nserver_address = \"127.0.0.1\"\nserver_port = {}\nsocket_path = {socket:?}\nadmin_socket_path = {:?}\ndata_dir = {:?}\ntrust_bundle_path = {bundle:?}\njoin_token = {token:?}\n{}",
+            self.port,
+            self.path(&format!("{name}-admin/admin.sock")),
+            self.path(name),
+            self.options.agent,
+        );
+        let config = self.write(&format!("{name}.toml"), &text);
+        Agent::start(config, self.path(&format!("{name}.log")), socket).await
+    }
+}
+
+impl Agent {
+    async fn start(config: PathBuf, log: PathBuf, socket: PathBuf) -> Self {
+        let args = ["run", "-c", config.to_str().unwrap()];
+        let process = Process::start("vane-test-agent", &args, &log).await;
+        let id = process.ready["agent_id"].clone();
+        Self {
+            process,
+            id,
+            socket,
+            config,
+            log,
+        }
+    }
+
+    /// `kill -9`, then starts it again on its folder.
+    pub async fn kill_and_restart(self) -> Self {
+        self.process.kill().await;
+        Self::start(self.config, self.log, self.socket).await
+    }
+
+    /// Connects this process as a workload.
+    pub async fn workload(&self) -> Workload {
+        Workload::connect(&self.socket).await
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        read(&self.log)
+    }
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+/// The CA certificates of a bundle as PEM.
+pub fn pem(bundle: &vane_wire::spire::api::types::Bundle) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::new();
+    for authority in &bundle.x509_authorities {
+        let _ = writeln!(text, "-----BEGIN CERTIFICATE-----");
+        for line in base64(&authority.asn1).as_bytes().chunks(64) {
+            let _ = writeln!(text, "{}", String::from_utf8_lossy(line));
+        }
+        let _ = writeln!(text, "-----END CERTIFICATE-----");
+    }
+    text
+}
+
+fn base64(bytes: &[u8]) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
