@@ -1,1 +1,14 @@
-//! Placeholder until the first slice of this crate lands.
+//! The signing half of the server: keys, the slots of authorities and their rotation,
+//! and the one function that every X.509-SVID passes on its way out.
+//!
+//! Invariants: an authority is persisted before it is active; a certificate is in the log
+//! before it is signed and checked after; nothing here decides who may have an identity
+//! (the caller authorized), only what a certificate may contain.
+
+mod der;
+
+pub mod key_manager;
+pub mod subject;
+
+pub mod csr;
+pub mod profile;
