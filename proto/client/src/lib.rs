@@ -1,1 +1,5 @@
-//! Placeholder until the first slice of this crate lands.
+//! The client's side of the APIs: channels, and the address of the Workload API.
+
+pub mod endpoint;
+
+pub mod channel;
