@@ -3,6 +3,10 @@
 //! Groups of modules are layers, bottom first. `api` and `api/sync.rs` are the only places
 //! that name a generated type; `app` is the only one that knows all parts.
 
+pub mod authorized;
+
+pub mod state;
+
 pub mod audit;
 pub mod caller;
 pub mod config;
