@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::GeneralName;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 
 use crate::id::{IdError, SpiffeId, TrustDomain};
@@ -41,6 +41,8 @@ pub struct CertificateInfo {
     pub is_ca: bool,
     /// RFC 5280 method-1 identifier of its key (SHA-1 of the subjectPublicKey bits).
     pub key_id: [u8; 20],
+    /// The key identifier of its signer, if the extension names one.
+    pub authority_key_id: Option<Vec<u8>>,
     /// Its SubjectPublicKeyInfo DER.
     pub spki: Vec<u8>,
 }
@@ -207,8 +209,20 @@ fn info_of(certificate: &X509Certificate<'_>) -> CertificateInfo {
         },
         is_ca: certificate.is_ca(),
         key_id: key_identifier(&certificate.public_key().subject_public_key.data),
+        authority_key_id: authority_key_id(certificate),
         spki: certificate.public_key().raw.to_vec(),
     }
+}
+
+fn authority_key_id(certificate: &X509Certificate<'_>) -> Option<Vec<u8>> {
+    certificate
+        .iter_extensions()
+        .find_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::AuthorityKeyIdentifier(it) => {
+                it.key_identifier.as_ref().map(|id| id.0.to_vec())
+            }
+            _ => None,
+        })
 }
 
 fn one_uri<'a>(certificate: &'a X509Certificate<'_>) -> Result<&'a str, X509Error> {
