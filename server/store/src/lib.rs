@@ -14,3 +14,5 @@ pub mod record;
 pub mod sled_kv;
 
 pub mod conformance;
+
+pub mod tables;
