@@ -8,6 +8,8 @@
 mod der;
 
 pub mod key_manager;
+pub mod log;
+pub mod server_id;
 pub mod subject;
 
 pub mod csr;
