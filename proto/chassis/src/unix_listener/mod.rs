@@ -38,6 +38,9 @@ pub const PREFACE_TIMEOUT: Duration = Duration::from_secs(5);
 /// So long nothing is accepted after `accept` failed (out of descriptors or memory).
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Accepts between two looks at the connections that wait.
+const ACCEPTS_IN_A_ROW: usize = 32;
+
 /// A connection that has sent the preface.
 #[derive(Debug)]
 pub struct Accepted<T> {
@@ -174,8 +177,11 @@ impl<T: Send + 'static> Stream for UnixListener<T> {
             self.waiting.clear();
             return Poll::Ready(None);
         }
-        // Ends by Pending at the latest when this task's budget is used up.
-        while self.poll_accept(cx).is_ready() {}
+        // Bounded, so that those who wait have their turn however many connect.
+        let accepts = (0..ACCEPTS_IN_A_ROW).take_while(|_| self.poll_accept(cx).is_ready());
+        if accepts.count() == ACCEPTS_IN_A_ROW {
+            cx.waker().wake_by_ref();
+        }
         while let Poll::Ready(Some(outcome)) = self.waiting.poll_next_unpin(cx) {
             match outcome {
                 Some(accepted) => return Poll::Ready(Some(accepted)),
