@@ -62,6 +62,7 @@ fn end(mut child: Child) {
     child.wait().unwrap();
 }
 
+/// Proves: WEP-19.
 #[tokio::test]
 async fn the_peer_is_who_connected_with_its_facts() {
     let world = world();

@@ -20,11 +20,17 @@ const CALLS: u32 = 10_000;
 /// So many calls are open at once: less than the connection's flow control window holds.
 const AT_ONCE: u32 = 100;
 
+/// The percent-encoded path, in a literal name.
+///
+/// Proves: WEP-12.
 #[tokio::test]
 async fn ten_thousand_calls_of_grpc_python_pass_on_one_connection() {
     assert_eq!(called("python", PYTHON).await, only("tmp-2Fw-2Fapi.sock"));
 }
 
+/// The raw path, under static index 1.
+///
+/// Proves: WEP-12.
 #[tokio::test]
 async fn ten_thousand_calls_of_grpc_java_pass_on_one_connection() {
     assert_eq!(called("java", JAVA).await, only("-tmp-w-api.sock"));
