@@ -146,7 +146,7 @@ impl Graph {
         index: &Few,
         prepared: &Prepared<'_>,
         after: Option<&Key>,
-        mut visit: impl FnMut(&Compact) -> bool,
+        visit: impl FnMut(&Compact) -> bool,
     ) -> Walk {
         let mut found: Vec<&Compact> = index
             .iter()
@@ -155,7 +155,7 @@ impl Graph {
             .filter(|entry| prepared.accepts(entry))
             .collect();
         found.sort_by(|a, b| a.key.cmp(&b.key));
-        if found.into_iter().all(|entry| visit(entry)) {
+        if found.into_iter().all(visit) {
             Walk::Done
         } else {
             Walk::Stopped

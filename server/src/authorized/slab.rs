@@ -54,11 +54,4 @@ impl<T> Slab<T> {
     pub(crate) fn len(&self) -> usize {
         self.slots.len().saturating_sub(self.free.len())
     }
-
-    /// The values with their numbers.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
-        (0_u32..)
-            .zip(&self.slots)
-            .filter_map(|(number, slot)| Some((number, slot.as_ref()?)))
-    }
 }

@@ -16,6 +16,9 @@ use super::message::{self, Message, Shared};
 use super::outbox::{Outbox, Pop};
 use crate::authorized::{Cursor, Reach};
 
+/// IDs looked up under one lock.
+const BODIES_AT_ONCE: usize = 1000;
+
 /// A stream of an agent.
 #[derive(Debug)]
 pub(crate) struct Connection {
@@ -104,10 +107,15 @@ impl Connection {
         &self.state
     }
 
-    /// Takes what waits, or makes something of what is: so it comes after all that waited.
-    pub(crate) fn pull<T>(&self, make: impl FnOnce(&View<'_>) -> T) -> Pulled<T> {
+    /// Takes what waits (only bundles, if `bundles_only`), or makes something of what is: so
+    /// it comes after what waited.
+    pub(crate) fn pull<T>(
+        &self,
+        bundles_only: bool,
+        make: impl FnOnce(&View<'_>) -> T,
+    ) -> Pulled<T> {
         let inner = self.state.read();
-        match self.outbox.pop() {
+        match self.outbox.pop(bundles_only) {
             Pop::Message(message) => Pulled::Waiting(message),
             Pop::Lost => Pulled::Lost,
             Pop::Empty => Pulled::Made(make(&View {
@@ -187,7 +195,7 @@ impl View<'_> {
             self.agent
                 .is_some_and(|it| graph.is_member(*slot, &it.reach))
         };
-        let found = ids.map(|id| {
+        let found = ids.take(BODIES_AT_ONCE).map(|id| {
             let slot = graph.find(id).filter(is_ours);
             slot.and_then(|slot| graph.entry(slot)).map(Arc::new)
         });

@@ -126,7 +126,7 @@ impl State {
             }
             match self.kv.watch(b"", from) {
                 Err(WatchError::Gone { .. }) => {
-                    tracing::warn!("store changes faster than it is read")
+                    tracing::warn!("store changes faster than it is read");
                 }
                 watch => {
                     let watch = watch?;

@@ -142,6 +142,25 @@ impl Shared {
 }
 
 impl Message {
+    /// Says that a full set of bundles begins (anew).
+    pub(crate) fn begin_bundles(revision: Revision) -> Self {
+        Self::Bundles {
+            bundles: Vec::new(),
+            removed: Vec::new(),
+            revision,
+            full: true,
+            last: false,
+        }
+    }
+
+    /// Says that a list begins (anew).
+    pub(crate) fn begin_list() -> Self {
+        Self::List {
+            items: Vec::new(),
+            last: false,
+        }
+    }
+
     /// At least its bytes on the wire.
     #[must_use]
     pub fn weight(&self) -> usize {

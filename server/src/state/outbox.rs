@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use super::message::Shared;
+use super::message::{Message, Shared};
 
 /// The most bytes that wait for one stream, unless one message alone has more.
 pub const PENDING_BYTES: usize = 64 * 1024;
@@ -73,13 +73,16 @@ impl Outbox {
         self.lock().replaced = true;
     }
 
-    /// Takes the next message.
-    pub(crate) fn pop(&self) -> Pop {
+    /// Takes the next message; only a message of bundles, if `bundles_only`: then the others
+    /// keep waiting in their order.
+    pub(crate) fn pop(&self, bundles_only: bool) -> Pop {
         let mut queue = self.lock();
         if std::mem::take(&mut queue.lost) {
             return Pop::Lost;
         }
-        let Some(message) = queue.messages.pop_front() else {
+        let is_next = |message: &Arc<Shared>| !bundles_only || is_bundles(message);
+        let next = queue.messages.iter().position(is_next);
+        let Some(message) = next.and_then(|at| queue.messages.remove(at)) else {
             return Pop::Empty;
         };
         queue.weight = queue.weight.saturating_sub(message.weight());
@@ -110,6 +113,10 @@ impl Outbox {
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_bundles(message: &Arc<Shared>) -> bool {
+    matches!(message.message(), Message::Bundles { .. })
 }
 
 impl Queue {
