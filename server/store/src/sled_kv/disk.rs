@@ -11,12 +11,12 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::layout::{self, Stored};
+use super::layout::{self, Chunks, Fingerprint, Stored, Totals};
 use crate::kv::{Epoch, Item, KvError, Op, RESERVED_FROM, Revision, is_reserved};
 use crate::memory::new_epoch;
 use crate::record::{self, FrameError, RESTORE};
@@ -94,6 +94,7 @@ pub(super) struct Disk {
     faults: Faults,
     epoch: Epoch,
     revision: Revision,
+    totals: Mutex<Totals>,
 }
 
 impl Disk {
@@ -123,8 +124,10 @@ impl Disk {
             faults: faults.clone(),
             epoch: Epoch([0; 16]),
             revision: 0,
+            totals: Mutex::default(),
         };
         disk.load_meta()?;
+        disk.verify()?;
         Ok(disk)
     }
 
@@ -178,13 +181,16 @@ impl Disk {
     /// Applies `writes` as `revision`, durably.
     pub(super) fn write(&self, writes: &[Write], revision: Revision) -> Result<(), KvError> {
         self.guarded("write", || {
+            let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut after = *totals;
             self.faults.at(Stage::Apply)?;
-            self.db.apply_batch(batch(writes, revision))?;
+            self.db.apply_batch(batch(writes, revision, &mut after))?;
             self.faults.at(Stage::Sync)?;
             self.db.flush()?;
             self.blobs.sync()?;
             self.log.sync_data()?;
             self.faults.at(Stage::Synced)?;
+            *totals = after;
             Ok(())
         })
     }
@@ -226,25 +232,45 @@ impl Disk {
         }
         let epoch = self.meta(layout::EPOCH_KEY)?;
         let revision = self.meta(layout::REVISION_KEY)?;
-        let (Some(mut epoch), Some(mut revision)) = (epoch, revision) else {
+        let epoch = epoch.and_then(|epoch| epoch.as_ref().try_into().ok());
+        let revision = revision.and_then(|revision| layout::decode_revision(&revision));
+        let (Some(epoch), Some((revision, totals))) = (epoch, revision) else {
             return Err(corrupt(&self.dir, "its epoch or revision is missing"));
         };
-        let mut bytes = [0; 16];
-        let epoch = epoch.try_copy_to_slice(&mut bytes);
-        let (Ok(()), Ok(revision)) = (epoch, revision.try_get_u64()) else {
-            return Err(corrupt(&self.dir, "its epoch or revision is too short"));
-        };
-        self.epoch = Epoch(bytes);
+        self.epoch = Epoch(epoch);
         self.revision = revision;
-        match self.marked() {
-            Some(marked) if marked > revision => Err(corrupt(
-                &self.dir,
-                &format!(
-                    "it is at revision {revision}, but revision {marked} was acknowledged before"
-                ),
-            )),
-            _ => Ok(()),
+        self.totals = Mutex::new(totals);
+        let acknowledged = self.marked().unwrap_or(0);
+        if acknowledged > revision {
+            let what = format!("it is at revision {revision}, {acknowledged} was acknowledged");
+            return Err(corrupt(&self.dir, &what));
         }
+        Ok(())
+    }
+
+    /// Counts the keys: damage may have taken some without a trace.
+    fn verify(&self) -> Result<(), KvError> {
+        let expected = *self.totals.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = self.guarded("read", || {
+            let mut found = Totals::default();
+            for pair in self.db.iter() {
+                let (key, raw) = pair?;
+                if key.first() >= Some(&RESERVED_FROM) {
+                    break;
+                }
+                if !is_reserved(&key) {
+                    let print = Fingerprint::of_raw(&key, &raw);
+                    found.add(print.map_err(|error| Fault::from(error).of_key(&key))?);
+                }
+            }
+            Ok(found)
+        })?;
+        if found != expected {
+            let (found, expected) = (found.count, expected.count);
+            let what = format!("its {found} keys are not the {expected} that were written");
+            return Err(corrupt(&self.dir, &what));
+        }
+        Ok(())
     }
 
     fn meta(&self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
@@ -269,7 +295,10 @@ impl Disk {
             let mut batch = sled::Batch::default();
             batch.insert(layout::FORMAT_KEY, record::frame(&[1]).as_ref());
             batch.insert(layout::EPOCH_KEY, record::frame(&epoch.0).as_ref());
-            batch.insert(layout::REVISION_KEY, revision_frame(0).as_ref());
+            batch.insert(
+                layout::REVISION_KEY,
+                layout::encode_revision(0, Totals::default()).as_ref(),
+            );
             self.db.apply_batch(batch)?;
             self.db.flush()?;
             self.log.sync_all()?;
@@ -364,10 +393,7 @@ impl Blobs {
 
     fn sync(&self) -> io::Result<()> {
         let now = modified(&self.dir)?;
-        let mut seen = self
-            .seen
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if *seen == Some(now) {
             return Ok(());
         }
@@ -388,12 +414,14 @@ fn modified(dir: &Path) -> io::Result<SystemTime> {
     std::fs::metadata(dir)?.modified()
 }
 
-fn batch(writes: &[Write], revision: Revision) -> sled::Batch {
+/// The batch of `writes`; brings `totals` to what they are after it.
+fn batch(writes: &[Write], revision: Revision, totals: &mut Totals) -> sled::Batch {
     let mut batch = sled::Batch::default();
-    batch.insert(layout::REVISION_KEY, revision_frame(revision).as_ref());
     for (op, write) in (0..).zip(writes) {
-        if let Some(old) = write.before.as_ref().and_then(|stored| stored.chunks) {
-            old.keys().for_each(|key| batch.remove(key));
+        if let Some(before) = &write.before {
+            totals.remove(before.print);
+            let chunks = before.chunks.into_iter().flat_map(Chunks::keys);
+            chunks.for_each(|key| batch.remove(key));
         }
         match &write.op {
             Op::Delete(key) => batch.remove(key.as_ref()),
@@ -403,25 +431,24 @@ fn batch(writes: &[Write], revision: Revision) -> sled::Batch {
                     value: value.clone(),
                     mod_revision: revision,
                 };
-                put(&mut batch, &item, op);
+                totals.add(put(&mut batch, &item, op));
             }
         }
     }
+    let revision = layout::encode_revision(revision, *totals);
+    batch.insert(layout::REVISION_KEY, revision.as_ref());
     batch
 }
 
-fn put(batch: &mut sled::Batch, item: &Item, op: u32) {
-    let (head, chunks) = layout::encode(item, op);
-    batch.insert(item.key.as_ref(), head);
-    if let Some(chunks) = chunks {
+fn put(batch: &mut sled::Batch, item: &Item, op: u32) -> Fingerprint {
+    let encoded = layout::encode(item, op);
+    batch.insert(item.key.as_ref(), encoded.head);
+    if let Some(chunks) = encoded.chunks {
         for (key, chunk) in chunks.keys().zip(item.value.chunks(layout::CHUNK)) {
             batch.insert(key, chunk);
         }
     }
-}
-
-fn revision_frame(revision: Revision) -> Bytes {
-    record::frame(&revision.to_be_bytes())
+    encoded.print
 }
 
 fn open_db(config: &SledConfig) -> Result<sled::Db, KvError> {

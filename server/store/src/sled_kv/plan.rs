@@ -76,7 +76,8 @@ impl Plan {
 /// what needs no write, and leaves the rest in order.
 ///
 /// # Errors
-/// When a read fails; the jobs stay in the queue.
+/// [`KvError::Unavailable`] when a read fails: the queue has all jobs then, to
+/// be refused. A key that is damaged refuses its own transactions only.
 pub(super) fn plan(
     queue: &mut VecDeque<Job>,
     current: Revision,
@@ -84,7 +85,8 @@ pub(super) fn plan(
 ) -> Result<Plan, KvError> {
     let mut plan = Plan::default();
     let mut later = VecDeque::new();
-    while !plan.is_full() {
+    let mut failed = None;
+    while !plan.is_full() && failed.is_none() {
         let Some(job) = queue.pop_front() else { break };
         if plan.touches(&job.txn) {
             later.push_back(job);
@@ -92,22 +94,22 @@ pub(super) fn plan(
         }
         match Found::read(&job.txn, &read) {
             Ok(found) => decide(&mut plan, job, &found, current),
-            Err(error) => {
-                job.answer(Err(error.clone().into()));
-                later
-                    .into_iter()
-                    .rev()
-                    .for_each(|job| queue.push_front(job));
-                plan.jobs
-                    .into_iter()
-                    .for_each(|job| job.answer(Err(error.clone().into())));
-                return Err(error);
+            Err(error @ KvError::Unavailable { .. }) => {
+                later.push_back(job);
+                failed = Some(error);
             }
+            Err(error) => job.answer(Err(error.into())),
         }
     }
     later.append(queue);
     *queue = later;
-    Ok(plan)
+    match failed {
+        None => Ok(plan),
+        Some(error) => {
+            queue.extend(plan.jobs);
+            Err(error)
+        }
+    }
 }
 
 fn decide(plan: &mut Plan, mut job: Job, found: &Found, current: Revision) {

@@ -131,7 +131,8 @@ impl Writer {
         None
     }
 
-    /// Brings one batch of the queue to disk.
+    /// Brings one batch of the queue to disk. After an error the queue has the
+    /// jobs that are to be refused.
     fn commit_next(&mut self) -> Result<(), KvError> {
         let disk = self.shared.view.disk()?;
         let current = self.shared.feed.revision();
@@ -149,8 +150,7 @@ impl Writer {
         self.in_doubt = Some(change(&writes, revision));
         self.shared.view.hide(before);
         if let Err(error) = disk.write(&writes, revision) {
-            jobs.into_iter()
-                .for_each(|job| job.answer(Err(error.clone().into())));
+            self.queue.extend(jobs);
             return Err(error);
         }
         disk.mark(revision);
@@ -168,6 +168,9 @@ impl Writer {
         tracing::error!(error = %cause, "store down");
         let mut cause = cause;
         let mut handle = self.shared.view.take_down(cause.clone());
+        for job in self.queue.drain(..) {
+            job.answer(Err(cause.clone().into()));
+        }
         loop {
             // sled writes what it can when the handle goes; it may also panic.
             let _ = catch_unwind(AssertUnwindSafe(|| drop(handle.take())));
@@ -192,9 +195,6 @@ impl Writer {
         const SLICE: Duration = Duration::from_millis(10);
         let mut left = self.backoff;
         self.backoff = self.backoff.saturating_mul(2).min(LAST_BACKOFF);
-        for job in self.queue.drain(..) {
-            job.answer(Err(cause.clone().into()));
-        }
         while !left.is_zero() {
             match self.inbox.recv_timeout(SLICE) {
                 Ok(Message::Commit(job)) => job.answer(Err(cause.clone().into())),

@@ -1,0 +1,169 @@
+//! Damaged files: never a panic, never an acknowledged write lost in silence.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use super::*;
+
+/// A closed store of 2,000 items, as files in memory, and what it holds.
+struct Original {
+    files: BTreeMap<PathBuf, Vec<u8>>,
+    items: Vec<Item>,
+}
+
+async fn original() -> Original {
+    let dir = TempDir::new().unwrap();
+    let kv = open(dir.path());
+    for batch in 0..40 {
+        let put = |txn: Txn, n: u32| txn.put(format!("e/{batch}-{n}"), vec![7; 300]);
+        kv.commit((0..50).fold(Txn::new(), put)).await.unwrap();
+    }
+    let items = all(&kv).await.unwrap();
+    drop(kv);
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(dir.path()).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_file() {
+            files.insert(entry.file_name().into(), fs::read(entry.path()).unwrap());
+        }
+    }
+    Original { files, items }
+}
+
+async fn all(kv: &SledKv) -> Result<Vec<Item>, KvError> {
+    Ok(kv.scan(b"", None, 10_000).await?.items)
+}
+
+impl Original {
+    /// Opens a copy that `damage` changed, and reads it whole.
+    async fn with(&self, damage: impl FnOnce(&mut BTreeMap<PathBuf, Vec<u8>>)) -> Outcome {
+        let dir = TempDir::new().unwrap();
+        let mut files = self.files.clone();
+        damage(&mut files);
+        for (name, bytes) in &files {
+            fs::write(dir.path().join(name), bytes).unwrap();
+        }
+        let kv = match SledKv::open(SledConfig::new(dir.path())) {
+            Ok(kv) => kv,
+            Err(error) => return Outcome::Refused(error),
+        };
+        match all(&kv).await {
+            Ok(items) if items == self.items => Outcome::Whole,
+            Ok(items) => Outcome::Different(items.len()),
+            Err(error) => Outcome::Refused(error),
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Outcome {
+    Whole,
+    Refused(KvError),
+    Different(usize),
+}
+
+fn assert_sound(outcome: &Outcome, damage: &str) {
+    match outcome {
+        Outcome::Whole => {}
+        Outcome::Refused(error) => {
+            let text = error.to_string();
+            assert!(text.contains("put back a copy"), "{damage}: {text}");
+        }
+        Outcome::Different(left) => panic!("{damage}: {left} items are read as if all was well"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_bit_loses_nothing_in_silence() {
+    let original = original().await;
+    let length = original.files[Path::new("db")].len();
+    for trial in 0..40 {
+        let at = length / 40 * trial + trial * 37 % 512;
+        let outcome = original
+            .with(|files| files.get_mut(Path::new("db")).unwrap()[at] ^= 0x10)
+            .await;
+        assert_sound(&outcome, &format!("bit flipped at {at} of {length}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncated_file_loses_nothing_in_silence() {
+    let original = original().await;
+    let length = original.files[Path::new("db")].len();
+    for eighth in 0..8 {
+        let left = length / 8 * eighth;
+        let outcome = original
+            .with(|files| files.get_mut(Path::new("db")).unwrap().truncate(left))
+            .await;
+        assert_sound(&outcome, &format!("truncated to {left} of {length}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_zeroed_sector_loses_nothing_in_silence() {
+    let original = original().await;
+    let length = original.files[Path::new("db")].len();
+    for trial in 0..20 {
+        let at = length / 20 * trial / 512 * 512;
+        let outcome = original
+            .with(|files| files.get_mut(Path::new("db")).unwrap()[at..][..512].fill(0))
+            .await;
+        assert_sound(&outcome, &format!("512 bytes zeroed at {at} of {length}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_file_loses_nothing_in_silence() {
+    let original = original().await;
+    let names: Vec<PathBuf> = original.files.keys().cloned().collect();
+    for name in names {
+        let outcome = original.with(|files| drop(files.remove(&name))).await;
+        assert_sound(&outcome, &format!("{} removed", name.display()));
+    }
+}
+
+#[test]
+fn another_programs_database_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let db = sled::open(dir.path()).unwrap();
+    db.insert("k", "v").unwrap();
+    drop(db);
+    let refused = SledKv::open(SledConfig::new(dir.path())).unwrap_err();
+    assert!(
+        refused.to_string().contains("not a store of Vane"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn a_store_of_a_newer_version_is_refused() {
+    let dir = TempDir::new().unwrap();
+    drop(open(dir.path()));
+    let db = sled::open(dir.path()).unwrap();
+    let mut newer = db.get(layout::FORMAT_KEY).unwrap().unwrap().to_vec();
+    newer[0] += 1;
+    db.insert(layout::FORMAT_KEY, newer).unwrap();
+    drop(db);
+    let refused = SledKv::open(SledConfig::new(dir.path())).unwrap_err();
+    assert!(
+        matches!(refused, KvError::NewerFormat { version: 2, .. }),
+        "{refused}"
+    );
+}
+
+#[tokio::test]
+async fn a_value_that_is_not_the_last_written_is_noticed() {
+    let dir = TempDir::new().unwrap();
+    let kv = open(dir.path());
+    put(&kv, "a", "1").await;
+    put(&kv, "b", "2").await;
+    drop(kv);
+    let db = sled::open(dir.path()).unwrap();
+    let a = db.get("a").unwrap().unwrap();
+    db.insert("b", a).unwrap();
+    drop(db);
+    let refused = SledKv::open(SledConfig::new(dir.path())).unwrap_err();
+    let text = refused.to_string();
+    assert!(text.contains("not the 2 that were written"), "{text}");
+}
