@@ -1,5 +1,6 @@
 //! The stories: each module is one, read from top to bottom.
 
+mod bad_input;
 mod issue;
 mod restart;
 mod rotate;

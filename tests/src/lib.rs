@@ -10,3 +10,7 @@ pub mod admin;
 pub mod workload;
 
 pub mod world;
+
+pub mod raw;
+pub mod remote;
+pub mod variants;
