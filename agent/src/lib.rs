@@ -1,6 +1,32 @@
-//! Placeholder until the first slice of this crate lands.
+//! `vane-agent`: attests the processes of its node and serves them rotating identities.
+//!
+//! Groups of modules are layers, bottom first.
 
 pub mod peer;
+pub mod pem;
 
 pub mod limits;
 pub mod workload;
+
+pub mod config;
+pub mod svid;
+
+pub mod bootstrap;
+pub mod issue;
+pub mod own_svid;
+pub mod registry;
+pub mod snapshot;
+
+pub mod link;
+pub mod node;
+
+pub mod cache;
+pub mod renewal;
+
+mod api;
+
+pub mod app;
+
+mod cli;
+
+pub use cli::main_entry;

@@ -122,7 +122,6 @@ trust_domain = "{DOMAIN}"
 server_address = "127.0.0.1"
 server_port = {self.port}
 socket_path = "{self.workload}"
-admin_socket_path = "{self.dir}/agent-admin.sock"
 data_dir = "{self.dir}/agent"
 trust_bundle_path = "{self.dir}/bundle.pem"
 join_token = "{token}"

@@ -155,9 +155,8 @@ impl World {
         let bundle = self.write("bundle.pem", &pem(&admin.bundle().await));
         let socket = self.path(&format!("{name}.sock"));
         let text = format!(
-            "[agent]\ntrust_domain = {TRUST_DOMAIN:?}\nserver_address = \"127.0.0.1\"\nserver_port = {}\nsocket_path = {socket:?}\nadmin_socket_path = {:?}\ndata_dir = {:?}\ntrust_bundle_path = {bundle:?}\njoin_token = {token:?}\n{}",
+            "[agent]\ntrust_domain = {TRUST_DOMAIN:?}\nserver_address = \"127.0.0.1\"\nserver_port = {}\nsocket_path = {socket:?}\ndata_dir = {:?}\ntrust_bundle_path = {bundle:?}\njoin_token = {token:?}\n{}",
             self.port,
-            self.path(&format!("{name}-admin/admin.sock")),
             self.path(name),
             self.options.agent,
         );

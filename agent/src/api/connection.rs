@@ -1,0 +1,107 @@
+//! A connection of the public socket and the process that made it.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::UnixStream;
+use tonic::transport::server::Connected;
+use vane_chassis::h2_authority::AuthorityPatch;
+use vane_chassis::unix_listener::{Accepted, Refusal};
+
+use crate::limits::{ConnectionGuard, Limits};
+use crate::peer::{PeerPidfd, PeerProcess, ProcessFacts};
+
+/// The process that connected, as it was then. A descriptor that it passed on speaks for it
+/// while it lives unchanged (P7).
+#[derive(Debug)]
+pub(crate) struct Connector {
+    /// The process.
+    pub(crate) peer: PeerProcess,
+    /// What it was when it connected.
+    pub(crate) facts: ProcessFacts,
+    /// Counts the connection and its streams.
+    pub(crate) guard: ConnectionGuard,
+}
+
+/// Admits a connection: its process is known and under its limits.
+pub(crate) fn admit(
+    stream: &UnixStream,
+    limits: &Limits,
+    mode: PeerPidfd,
+) -> Result<Arc<Connector>, Refusal> {
+    let unknown = |_| Refusal {
+        reason: "the process cannot be told",
+    };
+    let peer = PeerProcess::from_socket(stream, mode).map_err(unknown)?;
+    let facts = peer.attest_facts().map_err(unknown)?;
+    let guard = limits.connect(peer.key(), &facts).map_err(|over| Refusal {
+        reason: over.reason(),
+    })?;
+    Ok(Arc::new(Connector { peer, facts, guard }))
+}
+
+/// A connection as the gRPC server takes it.
+pub(crate) struct Connection {
+    stream: AuthorityPatch<UnixStream>,
+    connector: Arc<Connector>,
+}
+
+impl From<Accepted<Arc<Connector>>> for Connection {
+    fn from(accepted: Accepted<Arc<Connector>>) -> Self {
+        Self {
+            stream: accepted.stream,
+            connector: accepted.guard,
+        }
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Arc<Connector>;
+
+    fn connect_info(&self) -> Arc<Connector> {
+        Arc::clone(&self.connector)
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

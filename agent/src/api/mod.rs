@@ -1,0 +1,105 @@
+//! The public socket: Workload API, Envoy SDS (not implemented yet), health and reflection.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt as _;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status, Streaming};
+use vane_chassis::unix_listener::UnixListener;
+use vane_wire::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
+use vane_wire::envoy::service::secret::v3::secret_discovery_service_server::{
+    SecretDiscoveryService, SecretDiscoveryServiceServer,
+};
+
+mod codec;
+mod connection;
+
+mod updates;
+
+mod workload;
+
+pub(crate) use connection::{Connection, Connector, admit};
+pub(crate) use updates::Source;
+
+use workload::WorkloadApi;
+
+/// The most streams of one connection (DESIGN "Agent").
+const STREAMS: u32 = 100;
+
+/// Why the socket is not served.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServeError {
+    /// The descriptors of reflection are broken.
+    #[error("reflection")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// The HTTP/2 server failed.
+    #[error(transparent)]
+    Transport(#[from] tonic::transport::Error),
+}
+
+/// Serves until `stop`; open streams end with it.
+pub(crate) async fn serve(
+    listener: UnixListener<Arc<Connector>>,
+    source: Arc<Source>,
+    stop: CancellationToken,
+) -> Result<(), ServeError> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health
+        .set_service_status("", tonic_health::ServingStatus::Serving)
+        .await;
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(vane_wire::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .with_service_name("SpiffeWorkloadAPI")
+            .with_service_name("envoy.service.secret.v3.SecretDiscoveryService")
+            .with_service_name("grpc.health.v1.Health")
+    };
+    let connections = listener.map(|accepted| Ok::<_, std::io::Error>(Connection::from(accepted)));
+    Server::builder()
+        // One more than the limit: the stream over it is answered, not reset.
+        .max_concurrent_streams(STREAMS + 1)
+        .add_service(WorkloadApi::new(source))
+        .add_service(SecretDiscoveryServiceServer::new(Sds))
+        .add_service(health_service)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?)
+        .serve_with_incoming_shutdown(connections, stop.cancelled_owned())
+        .await?;
+    Ok(())
+}
+
+/// Envoy's secret discovery: there by name, not implemented yet.
+struct Sds;
+
+const SDS: &str = "SDS is not implemented by this agent yet";
+
+#[tonic::async_trait]
+impl SecretDiscoveryService for Sds {
+    type StreamSecretsStream = tokio_stream::Empty<Result<DiscoveryResponse, Status>>;
+    type DeltaSecretsStream = tokio_stream::Empty<Result<DeltaDiscoveryResponse, Status>>;
+
+    async fn stream_secrets(
+        &self,
+        _: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamSecretsStream>, Status> {
+        Err(Status::unimplemented(SDS))
+    }
+
+    async fn delta_secrets(
+        &self,
+        _: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaSecretsStream>, Status> {
+        Err(Status::unimplemented(SDS))
+    }
+
+    async fn fetch_secrets(
+        &self,
+        _: Request<DiscoveryRequest>,
+    ) -> Result<Response<DiscoveryResponse>, Status> {
+        Err(Status::unimplemented(SDS))
+    }
+}

@@ -1,0 +1,147 @@
+//! The Workload API (SPIFFE_Workload_API.md). The three streams send bytes that a snapshot
+//! encoded; everything else is UNIMPLEMENTED, after the check of the security header.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use prost::Message;
+use tonic::body::Body;
+use tonic::metadata::MetadataMap;
+use tonic::server::{Grpc, NamedService, ServerStreamingService};
+use tonic::{Request, Response, Status};
+use tower::Service;
+use vane_wire::workload::{JwtBundlesRequest, X509BundlesRequest, X509svidRequest};
+
+use super::codec::Encoded;
+use super::connection::Connector;
+use super::updates::{self, Source};
+use crate::snapshot::Kind;
+
+const HEADER: &str = "workload.spiffe.io";
+
+/// The service.
+#[derive(Clone)]
+pub(crate) struct WorkloadApi {
+    source: Arc<Source>,
+}
+
+impl WorkloadApi {
+    pub(crate) fn new(source: Arc<Source>) -> Self {
+        Self { source }
+    }
+}
+
+impl NamedService for WorkloadApi {
+    const NAME: &'static str = "SpiffeWorkloadAPI";
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
+
+impl Service<http::Request<Body>> for WorkloadApi {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Answer {
+        let headers = MetadataMap::from_headers(request.headers().clone());
+        if let Err(status) = check_header(&headers) {
+            return Box::pin(async move { Ok(status.into_http()) });
+        }
+        let source = Arc::clone(&self.source);
+        match request.uri().path().rsplit('/').next().unwrap_or_default() {
+            "FetchX509SVID" => serve::<X509svidRequest>(source, Kind::X509Svid, request),
+            "FetchX509Bundles" => serve::<X509BundlesRequest>(source, Kind::X509Bundles, request),
+            "FetchJWTBundles" => serve::<JwtBundlesRequest>(source, Kind::JwtBundles, request),
+            other => {
+                let status =
+                    Status::unimplemented(format!("{other} is not implemented by this agent"));
+                Box::pin(async move { Ok(status.into_http()) })
+            }
+        }
+    }
+}
+
+/// Exactly one value, and that `true` (SPIFFE_Workload_Endpoint.md section 3; WEP-08, WEP-09).
+fn check_header(headers: &MetadataMap) -> Result<(), Status> {
+    let mut values = headers.get_all(HEADER).iter();
+    match (values.next(), values.next()) {
+        (Some(value), None) if value.as_encoded_bytes() == b"true" => Ok(()),
+        _ => Err(Status::invalid_argument(
+            "security header missing from request",
+        )),
+    }
+}
+
+fn serve<T: Message + Default + Send + Sync + 'static>(
+    source: Arc<Source>,
+    kind: Kind,
+    request: http::Request<Body>,
+) -> Answer {
+    Box::pin(async move {
+        let mut grpc = Grpc::new(Encoded::<T>::default());
+        Ok(grpc.server_streaming(Fetch { source, kind }, request).await)
+    })
+}
+
+struct Fetch {
+    source: Arc<Source>,
+    kind: Kind,
+}
+
+impl<T: Send + Sync + 'static> ServerStreamingService<T> for Fetch {
+    type Response = Bytes;
+    type ResponseStream = BoxStream<'static, Result<Bytes, Status>>;
+    type Future =
+        Pin<Box<dyn Future<Output = Result<Response<Self::ResponseStream>, Status>> + Send>>;
+
+    fn call(&mut self, request: Request<T>) -> Self::Future {
+        let (source, kind) = (Arc::clone(&self.source), self.kind);
+        Box::pin(async move {
+            let connector = request.extensions().get::<Arc<Connector>>().cloned();
+            let connector =
+                connector.ok_or_else(|| Status::internal("the connection has no process"))?;
+            let stream = updates::open(source, connector, kind).await?;
+            Ok(Response::new(Box::pin(stream) as BoxStream<'static, _>))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Proves: WEP-08, WEP-09.
+    #[test]
+    fn the_security_header_is_exactly_one_true() {
+        let check = |values: &[&'static str]| {
+            let mut headers = MetadataMap::new();
+            values
+                .iter()
+                .for_each(|value| drop(headers.append(HEADER, value.parse().unwrap())));
+            check_header(&headers).map_err(|status| status.code())
+        };
+        assert_eq!(check(&["true"]), Ok(()));
+        for bad in [
+            &[][..],
+            &["false"],
+            &["True"],
+            &["TRUE"],
+            &["1"],
+            &[""],
+            &[" true "],
+            &["true,true"],
+            &["true", "true"],
+        ] {
+            assert_eq!(check(bad), Err(tonic::Code::InvalidArgument), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! The agent put together: constructions in order, then tasks.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use vane_attest::{PROVERS, Prover, join_token};
+use vane_chassis::backoff::{Backoff, Policy};
+use vane_chassis::builtin::open_section;
+use vane_chassis::clock::{Clock, System};
+use vane_chassis::files::{compat_dir, private_dir, raise_nofile, socket_dir};
+use vane_chassis::mtls::{
+    Bootstrap, Identity, Party, Roots, bootstrap_config, client_config, only,
+};
+use vane_chassis::tasks::{TaskError, Tasks};
+use vane_chassis::unix_listener::{Socket, UnixListener};
+use vane_client::channel;
+use vane_identity::bundle::Bundle;
+use vane_identity::id::SpiffeId;
+use vane_identity::key::{KeyType, PrivateKey};
+use vane_wire::spire::api::server::bundle::v1::GetBundleRequest;
+use vane_wire::spire::api::server::bundle::v1::bundle_client::BundleClient;
+use vane_wire::status::Reason;
+
+use crate::api::{self, Connector, Source};
+use crate::bootstrap::{self, Trust};
+use crate::cache::{self, Cache, CacheError, Reader};
+use crate::config::{Agent, COMPAT_SOCKET, Config};
+use crate::limits::{Bounds, Limits};
+use crate::node;
+use crate::own_svid::{Disk, Kept, OwnSvid};
+use crate::renewal::{Renewal, RenewalError};
+use crate::workload::{Attestors, BUILTINS, Deps};
+
+/// So long tasks may take to end.
+const DRAIN: Duration = Duration::from_secs(10);
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const PUBLIC: u32 = 0o777;
+const PUBLIC_DIR: u32 = 0o755;
+
+/// What is known once the agent serves.
+#[derive(Debug, Clone)]
+pub struct Ready {
+    /// The public socket.
+    pub workload_api: PathBuf,
+    /// The agent's ID.
+    pub agent_id: SpiffeId,
+}
+
+/// What every part uses.
+struct Parts {
+    config: Config,
+    clock: Arc<dyn Clock>,
+    backoff: Policy,
+    identity: Arc<Identity>,
+    roots: Arc<Roots>,
+    disk: Arc<Disk>,
+}
+
+/// Runs an agent until `stop`, and tells `on_ready` once its socket is open.
+///
+/// # Errors
+/// What keeps it from starting or from going on, with the way out.
+pub async fn run(
+    mut config: Config,
+    stop: CancellationToken,
+    on_ready: impl FnOnce(Ready),
+) -> anyhow::Result<()> {
+    config.check()?;
+    let descriptors = raise_nofile().context("cannot raise the limit of open files")?;
+    let dir = private_dir(&config.agent.data_dir).context("agent.data_dir")?;
+    let disk = Arc::new(Disk::new(dir, config.agent.trust_domain.clone()));
+    let parts = Parts {
+        clock: Arc::new(System),
+        backoff: Policy::new(
+            FIRST_WAIT.min(config.agent.max_backoff),
+            config.agent.max_backoff,
+            2.0,
+        )?,
+        identity: Identity::empty(),
+        roots: Roots::new([]),
+        disk: Arc::clone(&disk),
+        config,
+    };
+    let ended = parts.run(descriptors, stop, on_ready).await;
+    if ended.as_ref().err().is_some_and(is_final) {
+        disk.forget()
+            .context("cannot remove the SVID that the server denies")?;
+        tracing::error!("removed this agent's own SVID: the server denies it");
+    }
+    ended
+}
+
+/// Whether the server denied the SVID for good (SPIRE's agents remove it then, too).
+fn is_final(error: &anyhow::Error) -> bool {
+    let denied = |reason: Reason| reason != Reason::AgentMustReattest;
+    error
+        .chain()
+        .any(|cause| match cause.downcast_ref::<CacheError>() {
+            Some(CacheError::Denied { reason, .. }) => denied(*reason),
+            None => match cause.downcast_ref::<RenewalError>() {
+                Some(RenewalError::Denied(node::NodeError::Denied { reason, .. })) => {
+                    denied(*reason)
+                }
+                _ => false,
+            },
+        })
+}
+
+impl Parts {
+    async fn run(
+        self,
+        descriptors: u64,
+        stop: CancellationToken,
+        on_ready: impl FnOnce(Ready),
+    ) -> anyhow::Result<()> {
+        let own = tokio::select! {
+            own = self.own_svid() => own?,
+            () = stop.cancelled() => return Ok(()),
+        };
+        self.identity.swap(&own.chain, &own.key)?;
+        let agent_id = own.id.clone();
+
+        let (generation, own_svid) = watch::channel(0);
+        let (bundle_sender, bundle) = watch::channel(None);
+        let deps = cache::Deps {
+            clock: Arc::clone(&self.clock),
+            connect: self.connect()?,
+            own_svid,
+            backoff: self.backoff,
+            key_type: self.config.agent.workload_x509_svid_key_type,
+            prefetch: self.config.agent.svid_cache_max,
+        };
+        let (cache, reader, mut synced) = Cache::new(deps, self.config.agent.trust_domain.clone());
+        let renewal = Renewal {
+            clock: Arc::clone(&self.clock),
+            identity: Arc::clone(&self.identity),
+            disk: Arc::clone(&self.disk),
+            connect: self.connect()?,
+            backoff: self.backoff,
+            generation,
+            bundle,
+        };
+
+        let mut tasks = Tasks::with_token(stop.clone());
+        tasks.spawn("cache", cache.run(stop.clone()));
+        tasks.spawn("own SVID", renewal.run(own, stop.clone()));
+        tasks.spawn(
+            "bundle",
+            follow_bundle(
+                reader.clone(),
+                Arc::clone(&self.roots),
+                bundle_sender,
+                stop.clone(),
+            ),
+        );
+        tokio::select! {
+            () = async { drop(synced.wait_for(|synced| *synced).await) } => {}
+            () = stop.cancelled() => return finish(tasks).await,
+        }
+        let source = Arc::new(Source {
+            reader,
+            attestors: self.attestors().await?,
+            clock: Arc::clone(&self.clock),
+        });
+        for listener in self.listen(descriptors, &stop)? {
+            tasks.spawn(
+                "workload API",
+                api::serve(listener, Arc::clone(&source), stop.clone()),
+            );
+        }
+        tasks.spawn("status", {
+            let channel = (self.connect()?)();
+            async move {
+                node::post_status(channel).await;
+                Ok::<(), std::convert::Infallible>(())
+            }
+        });
+        on_ready(Ready {
+            workload_api: self.config.agent.socket_path.clone(),
+            agent_id,
+        });
+        stop.cancelled().await;
+        finish(tasks).await
+    }
+
+    /// The kept SVID while it is valid, else a new one by attestation.
+    async fn own_svid(&self) -> anyhow::Result<OwnSvid> {
+        let Kept { svid, key, bundle } = self.disk.load()?;
+        let trust = bootstrap::trust(&self.config.agent, bundle);
+        let valid = svid.filter(|svid| self.clock.now() < svid.not_after);
+        if let (Some(svid), Ok(Trust::Bundle(bundle))) = (valid, &trust) {
+            self.roots.set(&bundle.anchors());
+            tracing::info!(agent_id = %svid.id, "continuing with the SVID that was kept");
+            return Ok(svid);
+        }
+        let key = match key {
+            Some(key) => key,
+            None => PrivateKey::generate(KeyType::EcP256)?.0,
+        };
+        self.disk.keep_key(&key, None)?;
+        let (own, bundle) = self.attest(trust?, &key).await?;
+        self.disk.keep(Some(&own), Some(&bundle))?;
+        tracing::info!(agent_id = %own.id, "attested");
+        Ok(own)
+    }
+
+    async fn attest(&self, trust: Trust, key: &PrivateKey) -> anyhow::Result<(OwnSvid, Bundle)> {
+        let prover = self.prover().await?;
+        let mut backoff = Backoff::new(self.backoff, fastrand::Rng::new());
+        loop {
+            match self.attest_once(&trust, &*prover, key).await {
+                Ok(done) => return Ok(done),
+                Err(error) => match error.downcast_ref::<node::NodeError>() {
+                    Some(passing) if passing.is_passing() => {
+                        let delay = backoff.next_delay();
+                        tracing::warn!(
+                            error = format!("{error:#}"),
+                            delay_ms = delay.as_millis(),
+                            "cannot attest yet"
+                        );
+                        tokio::time::sleep(delay).await;
+                    }
+                    _ => return Err(error.context("cannot attest")),
+                },
+            }
+        }
+    }
+
+    async fn attest_once(
+        &self,
+        trust: &Trust,
+        prover: &dyn Prover,
+        key: &PrivateKey,
+    ) -> anyhow::Result<(OwnSvid, Bundle)> {
+        let agent = &self.config.agent;
+        let clock = Arc::clone(&self.clock);
+        let now = move || clock.now();
+        match trust {
+            Trust::Bundle(bundle) => {
+                self.roots.set(&bundle.anchors());
+                let tls = client_config(&self.party(Identity::empty())?)?;
+                let channel = channel::server(&agent.server_address, agent.server_port, tls);
+                let own = node::attest(channel, prover, &agent.trust_domain, key, now).await?;
+                Ok((own, bundle.clone()))
+            }
+            Trust::FirstUse => {
+                let first = Bootstrap::new(agent.trust_domain.server_id()?);
+                let tls = bootstrap_config(&first, &self.clock)?;
+                let channel = channel::server(&agent.server_address, agent.server_port, tls);
+                let bundle = first_bundle(channel.clone(), agent).await?;
+                if let Some(seen) = first.seen() {
+                    tracing::warn!(
+                        fingerprint = seen.top_fingerprint(),
+                        leaf = seen.leaf_fingerprint(),
+                        "insecure_bootstrap: trusting the server that answered"
+                    );
+                }
+                self.roots.set(&bundle.anchors());
+                let own = node::attest(channel, prover, &agent.trust_domain, key, now).await?;
+                Ok((own, bundle))
+            }
+        }
+    }
+
+    async fn prover(&self) -> anyhow::Result<Arc<dyn Prover>> {
+        let agent = &self.config.agent;
+        if agent.join_token.is_some() || agent.join_token_file.is_some() {
+            let token = join_token::Config {
+                token: agent.join_token.clone(),
+                token_file: agent.join_token_file.clone(),
+            };
+            return Ok(Arc::new(join_token::JoinToken::new(token)));
+        }
+        Ok(open_section(PROVERS, &self.config.node_attestor, &()).await?)
+    }
+
+    fn party(&self, identity: Arc<Identity>) -> anyhow::Result<Party> {
+        Ok(Party {
+            identity,
+            roots: Arc::clone(&self.roots),
+            authorizer: only(self.config.agent.trust_domain.server_id()?),
+            clock: Arc::clone(&self.clock),
+        })
+    }
+
+    /// Makes channels that present the identity of the moment in which they connect.
+    fn connect(&self) -> anyhow::Result<Box<dyn Fn() -> Channel + Send + Sync>> {
+        let tls = client_config(&self.party(Arc::clone(&self.identity))?)?;
+        let (host, port) = (
+            self.config.agent.server_address.clone(),
+            self.config.agent.server_port,
+        );
+        Ok(Box::new(move || {
+            channel::server(&host, port, Arc::clone(&tls))
+        }))
+    }
+
+    async fn attestors(&self) -> anyhow::Result<Attestors> {
+        let deps = Deps {
+            clock: Arc::clone(&self.clock),
+        };
+        let mut attestors = Vec::new();
+        for section in &self.config.workload_attestor {
+            attestors.push(open_section(BUILTINS, section, &deps).await?);
+        }
+        Ok(Attestors::new(attestors))
+    }
+
+    fn listen(
+        &self,
+        descriptors: u64,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Vec<UnixListener<Arc<Connector>>>> {
+        let agent = &self.config.agent;
+        let limits = Limits::new(Bounds::for_descriptors(descriptors));
+        let mut paths = vec![agent.socket_path.clone()];
+        if let Some(dir) = agent.socket_path.parent() {
+            socket_dir(dir, PUBLIC_DIR).context("agent.socket_path")?;
+        }
+        if agent.compat_socket {
+            let path = PathBuf::from(COMPAT_SOCKET);
+            if let Some(dir) = path.parent() {
+                compat_dir(dir, PUBLIC_DIR).context("agent.compat_socket")?;
+            }
+            paths.push(path);
+        }
+        let bind = |path: PathBuf| {
+            let (limits, mode) = (limits.clone(), agent.peer_pidfd);
+            let socket = Socket {
+                path,
+                mode: PUBLIC,
+                group: None,
+            };
+            Ok(UnixListener::bind(
+                &socket,
+                move |stream| api::admit(stream, &limits, mode),
+                stop.clone(),
+            )?)
+        };
+        paths.into_iter().map(bind).collect()
+    }
+}
+
+async fn finish(tasks: Tasks) -> anyhow::Result<()> {
+    tasks.join(DRAIN).await.map_err(|error| match error {
+        // The task's own error says it; the name of the task would only stand before it.
+        TaskError::Failed { source, .. } => anyhow::Error::from_boxed(source),
+        other => other.into(),
+    })
+}
+
+/// The bundle of a server that is trusted by its first answer.
+async fn first_bundle(channel: Channel, agent: &Agent) -> anyhow::Result<Bundle> {
+    let unavailable =
+        |status: tonic::Status| node::NodeError::Unavailable(status.message().to_owned());
+    let answer = BundleClient::new(channel)
+        .get_bundle(GetBundleRequest { output_mask: None })
+        .await;
+    let wire = answer.map_err(unavailable)?.into_inner();
+    Ok(vane_wire::convert::bundle::from_wire(
+        &wire,
+        &agent.trust_domain,
+    )?)
+}
+
+/// Trusts what the server pushes, and tells who else wants to know.
+async fn follow_bundle(
+    reader: Reader,
+    roots: Arc<Roots>,
+    own: watch::Sender<Option<Arc<Bundle>>>,
+    stop: CancellationToken,
+) -> Result<(), std::convert::Infallible> {
+    let mut snapshots = reader.snapshots();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            changed = snapshots.changed() => if changed.is_err() { return Ok(()) },
+        }
+        let bundle = snapshots.borrow_and_update().own_bundle().cloned();
+        let Some(bundle) = bundle else { continue };
+        let known = own
+            .borrow()
+            .as_ref()
+            .is_some_and(|known| **known == *bundle);
+        if !known {
+            roots.set(&bundle.anchors());
+            own.send_replace(Some(bundle));
+        }
+    }
+}

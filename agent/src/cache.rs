@@ -1,0 +1,472 @@
+//! The cache: the one task that owns entries, bundles and SVIDs of this node.
+//!
+//! It follows the server's pushes, has SVIDs made, replaces them in time, and publishes a
+//! [`Snapshot`] at each change. What an open stream or a waiting caller wants is fetched at
+//! once; the rest of the set in the background, one modest batch at a time, up to a bound.
+//! Nothing here asks whether there is something new: it is told, or a time it knows has come.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+use vane_chassis::backoff::{Backoff, Policy};
+use vane_chassis::clock::{Clock, sleep_until};
+use vane_chassis::tasks::TaskSet;
+use vane_identity::entry::{Entry, EntryId};
+use vane_identity::id::TrustDomain;
+use vane_identity::key::KeyType;
+use vane_wire::status::{Reason, denial_reason};
+use vane_wire::vane::sync::v1::watch_request::Request;
+
+use crate::issue::{self, BATCH, Outcome};
+use crate::link::{Event, Link};
+use crate::registry::{Reaction, Registry};
+use crate::snapshot::{Served, Snapshot, State};
+use crate::svid::{Svid, hex};
+
+/// Entries of one background batch.
+const BACKGROUND: usize = 100;
+/// The first wait before a failed SVID is tried again; it doubles up to [`RETRY_MAX`].
+const RETRY: Duration = Duration::from_secs(1);
+/// The longest such wait.
+const RETRY_MAX: Duration = Duration::from_secs(60);
+/// Answers of the signing service that wait to be taken.
+const ANSWERS: usize = 16;
+
+/// What the cache is made from.
+pub struct Deps {
+    /// When now is.
+    pub clock: Arc<dyn Clock>,
+    /// Makes a channel with the agent's current identity.
+    pub connect: Box<dyn Fn() -> Channel + Send + Sync>,
+    /// Changes when the agent has a new SVID of its own: the stream is opened again with it.
+    pub own_svid: watch::Receiver<u64>,
+    /// The waits between two tries to reach the server.
+    pub backoff: Policy,
+    /// The kind of workload keys.
+    pub key_type: KeyType,
+    /// The most SVIDs that are fetched before anybody asks.
+    pub prefetch: usize,
+}
+
+/// The readers' side.
+#[derive(Clone)]
+pub struct Reader {
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    wanted: Arc<Wanted>,
+}
+
+/// Entries that somebody waits for.
+#[derive(Default)]
+struct Wanted {
+    entries: Mutex<HashSet<EntryId>>,
+    changed: Notify,
+}
+
+/// Why the cache cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// The server denies this agent for a reason that waiting does not cure.
+    #[error("the server denies this agent: {message}")]
+    Denied {
+        /// The reason.
+        reason: Reason,
+        /// The server's words.
+        message: String,
+    },
+}
+
+/// The owner's side.
+pub struct Cache {
+    deps: Deps,
+    registry: Registry,
+    slots: BTreeMap<EntryId, Slot>,
+    link: Link,
+    backoff: Backoff,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    synced: watch::Sender<bool>,
+    wanted: Arc<Wanted>,
+    tasks: TaskSet,
+    answers: (mpsc::Sender<Outcome>, mpsc::Receiver<Outcome>),
+    in_background: bool,
+    trust_domain: TrustDomain,
+}
+
+/// What is known of an entry's SVID.
+#[derive(Default)]
+struct Slot {
+    svid: Option<Arc<Svid>>,
+    asked: bool,
+    wanted: bool,
+    renew_now: bool,
+    failures: u32,
+    retry_at: Option<SystemTime>,
+}
+
+impl Reader {
+    /// What is served now, and how to learn of changes.
+    #[must_use]
+    pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.snapshots.clone()
+    }
+
+    /// Says that somebody waits for the SVIDs of these entries.
+    pub fn want(&self, entries: Vec<EntryId>) {
+        self.wanted.lock().extend(entries);
+        self.wanted.changed.notify_one();
+    }
+}
+
+impl Wanted {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<EntryId>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Cache {
+    /// An empty cache, its readers' side, and a watch that says when it is in sync for the
+    /// first time.
+    #[must_use]
+    pub fn new(deps: Deps, trust_domain: TrustDomain) -> (Self, Reader, watch::Receiver<bool>) {
+        let empty = Snapshot::new(trust_domain.clone(), [], BTreeMap::new());
+        let (snapshots, receiver) = watch::channel(Arc::new(empty));
+        let (synced, is_synced) = watch::channel(false);
+        let wanted = Arc::<Wanted>::default();
+        let reader = Reader {
+            snapshots: receiver,
+            wanted: Arc::clone(&wanted),
+        };
+        let cache = Self {
+            backoff: Backoff::new(deps.backoff, fastrand::Rng::new()),
+            registry: Registry::new(trust_domain.clone()),
+            slots: BTreeMap::new(),
+            link: Link::wait(Duration::ZERO),
+            snapshots,
+            synced,
+            wanted,
+            tasks: TaskSet::new("issue"),
+            answers: mpsc::channel(ANSWERS),
+            in_background: false,
+            trust_domain,
+            deps,
+        };
+        (cache, reader, is_synced)
+    }
+
+    /// Runs until `stop`.
+    ///
+    /// # Errors
+    /// [`CacheError::Denied`].
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), CacheError> {
+        let wanted = Arc::clone(&self.wanted);
+        loop {
+            self.request_due();
+            let next = self.next_time();
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                event = self.link.next() => self.on_link(event)?,
+                Some(outcome) = self.answers.1.recv() => self.on_issued(outcome),
+                () = wanted.changed.notified() => self.on_wanted(),
+                Ok(()) = self.deps.own_svid.changed() => self.reopen(),
+                () = at(&*self.deps.clock, next) => self.publish(),
+            }
+        }
+    }
+
+    fn on_link(&mut self, event: Event) -> Result<(), CacheError> {
+        match event {
+            Event::Time => self.reopen(),
+            Event::Opened => tracing::debug!("the stream to the server is open"),
+            Event::Message(message) => {
+                let reaction = self.registry.apply(message.response);
+                self.react(reaction);
+            }
+            Event::Ended(status) => self.on_end(&status)?,
+        }
+        Ok(())
+    }
+
+    fn reopen(&mut self) {
+        self.deps.own_svid.mark_unchanged();
+        let hello = self.registry.hello(env!("CARGO_PKG_VERSION"));
+        self.link = Link::open((self.deps.connect)(), Request::Hello(hello));
+    }
+
+    fn on_end(&mut self, status: &Status) -> Result<(), CacheError> {
+        let reason = denial_reason(status);
+        if let Some(reason) = reason.filter(|_| status.code() == Code::PermissionDenied) {
+            return Err(CacheError::Denied {
+                reason,
+                message: status.message().to_owned(),
+            });
+        }
+        // The server ends streams in good order now and then: no reason to wait.
+        let delay = if status.code() == Code::Ok {
+            Duration::ZERO
+        } else {
+            self.backoff.next_delay()
+        };
+        tracing::info!(code = ?status.code(), error = status.message(), delay_ms = delay.as_millis(), "the stream to the server ended");
+        self.link = Link::wait(delay);
+        Ok(())
+    }
+
+    fn react(&mut self, reaction: Reaction) {
+        if reaction.ignored > 0 {
+            tracing::warn!(
+                count = reaction.ignored,
+                "the server sent something that this agent does not understand"
+            );
+        }
+        if let Err(status) = self.link.send(reaction.answers) {
+            self.link = Link::wait(self.backoff.next_delay());
+            tracing::warn!(
+                error = status.message(),
+                "the stream to the server is given up"
+            );
+        }
+        if reaction.diverged {
+            tracing::error!(
+                "the set of entries or bundles differs from the server's after a resume: asking for all of it"
+            );
+            self.link = Link::wait(self.backoff.next_delay());
+        }
+        for id in &reaction.renew_entries {
+            self.renew_now(id);
+        }
+        if !reaction.renew_authorities.is_empty() {
+            self.renew_signed_by(&reaction.renew_authorities);
+        }
+        if reaction.changed {
+            self.renew_signed_by(&self.tainted());
+            self.match_slots();
+            self.publish();
+        }
+        if reaction.in_sync {
+            self.backoff.reset();
+            self.synced.send_replace(true);
+        }
+    }
+
+    /// The authorities of the own bundle that are tainted.
+    fn tainted(&self) -> Vec<String> {
+        let own = self.registry.bundles().get(&self.trust_domain);
+        own.iter()
+            .flat_map(|bundle| &bundle.x509_authorities)
+            .filter(|authority| authority.tainted)
+            .filter_map(|authority| authority.certificate.info().ok())
+            .map(|info| hex(&info.key_id))
+            .collect()
+    }
+
+    fn renew_now(&mut self, id: &EntryId) {
+        if let Some(slot) = self.slots.get_mut(id) {
+            slot.renew_now = slot.svid.is_some();
+            slot.retry_at = None;
+        }
+    }
+
+    fn renew_signed_by(&mut self, authorities: &[String]) {
+        for slot in self.slots.values_mut() {
+            if slot
+                .svid
+                .as_ref()
+                .is_some_and(|svid| authorities.contains(&svid.authority))
+            {
+                slot.renew_now = true;
+            }
+        }
+    }
+
+    /// One slot for each entry: those of entries that are gone, go with their keys.
+    fn match_slots(&mut self) {
+        let entries = self.registry.entries();
+        self.slots.retain(|id, _| entries.contains_key(id));
+        for id in entries.keys() {
+            if !self.slots.contains_key(id) {
+                self.slots.insert(id.clone(), Slot::default());
+            }
+        }
+        self.take_wanted();
+    }
+
+    fn on_wanted(&mut self) {
+        self.take_wanted();
+    }
+
+    fn take_wanted(&mut self) {
+        for id in std::mem::take(&mut *self.wanted.lock()) {
+            if let Some(slot) = self.slots.get_mut(&id) {
+                slot.wanted = true;
+            }
+        }
+    }
+
+    /// Asks for what is due: first what somebody waits for or what is to be replaced, then, one
+    /// batch at a time, what nobody asked for yet.
+    fn request_due(&mut self) {
+        let Some(channel) = self.link.channel().cloned() else {
+            return;
+        };
+        let now = self.deps.clock.now();
+        let entries = self.registry.entries();
+        let mut urgent = Vec::new();
+        let mut background = Vec::new();
+        let mut held = 0;
+        for (id, slot) in &self.slots {
+            held += usize::from(slot.svid.is_some() || slot.asked);
+            let Some(entry) = entries.get(id).filter(|entry| slot.may_ask(entry, now)) else {
+                continue;
+            };
+            if slot.wanted || slot.svid.is_some() {
+                urgent.push(Arc::clone(entry));
+            } else if !entry.prefetch_disabled() && !entry.store_svid {
+                background.push(Arc::clone(entry));
+            }
+        }
+        for batch in urgent.chunks(BATCH) {
+            self.ask(&channel, batch.to_vec());
+        }
+        let room = self.deps.prefetch.saturating_sub(held).min(BACKGROUND);
+        background.truncate(room);
+        if !self.in_background && !background.is_empty() {
+            self.in_background = true;
+            self.ask(&channel, background);
+        }
+    }
+
+    fn ask(&mut self, channel: &Channel, entries: Vec<Arc<Entry>>) {
+        for entry in &entries {
+            if let Some(slot) = self.slots.get_mut(&entry.id) {
+                slot.asked = true;
+            }
+        }
+        let answers = self.answers.0.clone();
+        let (channel, kind, clock) = (
+            channel.clone(),
+            self.deps.key_type,
+            Arc::clone(&self.deps.clock),
+        );
+        self.tasks.spawn(async move {
+            let outcome = issue::issue(channel, entries, kind, clock).await;
+            // The receiver lives as long as the cache.
+            let _ = answers.send(outcome).await;
+        });
+    }
+
+    fn on_issued(&mut self, outcome: Outcome) {
+        let now = self.deps.clock.now();
+        self.in_background = false;
+        for (id, result) in outcome {
+            let Some(slot) = self.slots.get_mut(&id) else {
+                continue;
+            };
+            slot.asked = false;
+            match result {
+                Ok(svid) => slot.received(svid),
+                Err(error) => {
+                    let delay = slot.failed(now);
+                    tracing::warn!(entry_id = %id, %error, delay_ms = delay.as_millis(), "no X.509-SVID");
+                }
+            }
+        }
+        self.publish();
+    }
+
+    /// The next instant at which something is due by itself: a renewal, another try, or an
+    /// expiry. What waits for an answer or for the server is told.
+    fn next_time(&self) -> Option<SystemTime> {
+        let open = self.link.channel().is_some();
+        let now = self.deps.clock.now();
+        let due = |slot: &Slot| {
+            let ask = if !open || slot.asked {
+                None
+            } else {
+                slot.retry_at
+                    .or(slot.svid.as_ref().map(|svid| svid.renew_at))
+            };
+            let end = slot
+                .svid
+                .as_ref()
+                .map(|svid| svid.not_after + Duration::from_secs(1));
+            // What is past was asked for, or waits for something that is told.
+            [ask, end]
+                .into_iter()
+                .flatten()
+                .filter(|time| *time > now)
+                .min()
+        };
+        self.slots.values().filter_map(due).min()
+    }
+
+    fn publish(&mut self) {
+        let now = self.deps.clock.now();
+        let entries = self.registry.entries();
+        let served = entries.iter().map(|(id, entry)| Served {
+            entry: Arc::clone(entry),
+            svid: self
+                .slots
+                .get(id)
+                .map_or(State::Pending, |slot| slot.state(entry, now)),
+        });
+        let snapshot = Snapshot::new(
+            self.trust_domain.clone(),
+            served,
+            self.registry.bundles().clone(),
+        );
+        self.snapshots.send_replace(Arc::new(snapshot));
+    }
+}
+
+impl Slot {
+    /// Whether an SVID is to be asked for now.
+    fn may_ask(&self, entry: &Entry, now: SystemTime) -> bool {
+        if self.asked || self.retry_at.is_some_and(|at| now < at) {
+            return false;
+        }
+        self.svid
+            .as_ref()
+            .is_none_or(|svid| self.renew_now || svid.is_due(entry, now))
+    }
+
+    fn received(&mut self, svid: Svid) {
+        *self = Self {
+            svid: Some(Arc::new(svid)),
+            wanted: self.wanted,
+            ..Self::default()
+        };
+    }
+
+    fn failed(&mut self, now: SystemTime) -> Duration {
+        let doubled = RETRY
+            .saturating_mul(1 << self.failures.min(10))
+            .min(RETRY_MAX);
+        let delay = doubled.mul_f64(0.5 + fastrand::f64() / 2.0);
+        self.failures += 1;
+        self.retry_at = Some(now + delay);
+        delay
+    }
+
+    fn state(&self, entry: &Entry, now: SystemTime) -> State {
+        match &self.svid {
+            // One of before a change of the entry may say what the entry no longer grants.
+            Some(svid) if svid.is_valid(now) && !svid.is_stale(entry) => {
+                State::Ready(Arc::clone(svid))
+            }
+            _ if self.failures > 0 => State::Failed,
+            _ => State::Pending,
+        }
+    }
+}
+
+/// Waits until `time`, for ever without one.
+async fn at(clock: &dyn Clock, time: Option<SystemTime>) {
+    match time {
+        Some(time) => sleep_until(clock, time).await,
+        None => std::future::pending().await,
+    }
+}

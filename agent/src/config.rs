@@ -1,0 +1,222 @@
+//! The configuration of `vane-agent`: TOML with SPIRE's names, a default for every key but
+//! those that say who and where the server is. Unknown keys are refused.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use vane_chassis::builtin::Section;
+use vane_chassis::config::{self, ConfigError, Secret};
+use vane_chassis::files::{FileError, unix_path_check};
+use vane_chassis::telemetry;
+use vane_identity::id::TrustDomain;
+use vane_identity::key::KeyType;
+
+use crate::peer::PeerPidfd;
+use crate::workload;
+
+/// The whole file.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The agent itself; SPIRE's `agent { }`.
+    pub agent: Agent,
+    /// How the node proves itself: `type = "join_token"`, with the token of `[agent]`.
+    #[serde(default = "default_node_attestor")]
+    pub node_attestor: Section,
+    /// How processes are attested; `type = "unix"` when nothing is said.
+    #[serde(default = "default_workload_attestors")]
+    pub workload_attestor: Vec<Section>,
+    /// Health and metrics over HTTP; off when nothing is said.
+    #[serde(default)]
+    pub telemetry: Telemetry,
+}
+
+/// `[agent]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Agent {
+    /// The trust domain of the server, e.g. `example.org`. Required.
+    pub trust_domain: TrustDomain,
+    /// The server's host name or address. Required.
+    pub server_address: String,
+    /// The server's port.
+    #[serde(default = "default_server_port")]
+    pub server_port: u16,
+    /// The public socket: Workload API, health, reflection; everybody may connect.
+    #[serde(default = "default_socket_path")]
+    pub socket_path: PathBuf,
+    /// Also listen where SPIRE's clients look: /tmp/spire-agent/public/api.sock.
+    #[serde(default)]
+    pub compat_socket: bool,
+    /// Where the agent's own key and SVID are kept; 0700.
+    #[serde(default = "default_data_dir")]
+    pub data_dir: PathBuf,
+    /// The bundle to trust the server by, when none is kept yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust_bundle_path: Option<PathBuf>,
+    /// The form of that file.
+    #[serde(default)]
+    pub trust_bundle_format: BundleFormat,
+    /// Trust whoever answers first under the server's ID; its fingerprint is logged.
+    #[serde(default)]
+    pub insecure_bootstrap: bool,
+    /// The token for attestation; `${VAR}` is taken from the environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join_token: Option<Secret>,
+    /// A file with the token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join_token_file: Option<PathBuf>,
+    /// The kind of keys that workloads get.
+    #[serde(default)]
+    pub workload_x509_svid_key_type: KeyType,
+    /// The most X.509-SVIDs that are fetched before anybody asks.
+    #[serde(default = "default_cache_max")]
+    pub svid_cache_max: usize,
+    /// The longest wait between two tries to reach the server.
+    #[serde(default = "default_max_backoff", with = "humantime_serde")]
+    pub max_backoff: Duration,
+    /// Whether connections are refused when the kernel has no SO_PEERPIDFD (`require`).
+    #[serde(default)]
+    pub peer_pidfd: PeerPidfd,
+    /// What is logged: error, warn, info, debug, trace.
+    #[serde(default = "default_log_level")]
+    pub log_level: String,
+    /// How it is logged: text or json.
+    #[serde(default)]
+    pub log_format: telemetry::Format,
+}
+
+/// `[telemetry]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Telemetry {
+    /// Where `/live`, `/ready` and `/metrics` are served, e.g. `127.0.0.1:9443`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ops_address: Option<std::net::SocketAddr>,
+}
+
+/// The form of a bundle file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BundleFormat {
+    /// CA certificates as PEM.
+    #[default]
+    Pem,
+    /// A SPIFFE bundle (JWK Set).
+    Spiffe,
+}
+
+/// SPIRE's public socket, for `compat_socket`.
+pub const COMPAT_SOCKET: &str = "/tmp/spire-agent/public/api.sock";
+
+/// What is wrong with a configuration that could be parsed.
+#[derive(Debug, thiserror::Error)]
+pub enum Invalid {
+    /// The socket cannot be bound at this path.
+    #[error("agent.socket_path: {0}")]
+    SocketPath(#[from] FileError),
+    /// Two keys say the same thing.
+    #[error("agent.{0} and agent.{1} exclude each other: keep one of them")]
+    Both(&'static str, &'static str),
+    /// The server's address is empty.
+    #[error("agent.server_address is empty: name the host of the server")]
+    NoServer,
+    /// A section names a type that is not there, or options that it does not have.
+    #[error("{section}: {source}")]
+    Section {
+        /// The section.
+        section: &'static str,
+        /// What is wrong.
+        source: vane_chassis::builtin::OpenError,
+    },
+    /// There is no workload attestor.
+    #[error("there is no [[workload_attestor]]: nothing could be told from anything else")]
+    NoAttestor,
+    /// A wait is zero.
+    #[error("agent.max_backoff must not be zero")]
+    NoBackoff,
+}
+
+impl Config {
+    /// Reads and parses the file at `path`; [`Config::check`] it before use.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with file, line and column.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        config::load(path)
+    }
+
+    /// Checks what the types do not say, the options of the chosen plugins among it.
+    ///
+    /// # Errors
+    /// The first rule that is broken.
+    pub fn check(&mut self) -> Result<(), Invalid> {
+        self.agent.check()?;
+        let section = |section| move |source| Invalid::Section { section, source };
+        self.node_attestor
+            .check(vane_attest::PROVERS)
+            .map_err(section("node_attestor"))?;
+        if self.workload_attestor.is_empty() {
+            return Err(Invalid::NoAttestor);
+        }
+        self.workload_attestor.iter_mut().try_for_each(|one| {
+            one.check(workload::BUILTINS)
+                .map_err(section("workload_attestor"))
+        })
+    }
+}
+
+impl Agent {
+    fn check(&self) -> Result<(), Invalid> {
+        unix_path_check(&self.socket_path)?;
+        if self.server_address.trim().is_empty() {
+            return Err(Invalid::NoServer);
+        }
+        if self.insecure_bootstrap && self.trust_bundle_path.is_some() {
+            return Err(Invalid::Both("insecure_bootstrap", "trust_bundle_path"));
+        }
+        if self.join_token.is_some() && self.join_token_file.is_some() {
+            return Err(Invalid::Both("join_token", "join_token_file"));
+        }
+        if self.max_backoff.is_zero() {
+            return Err(Invalid::NoBackoff);
+        }
+        Ok(())
+    }
+}
+
+fn default_node_attestor() -> Section {
+    Section::new("join_token", toml::Table::new())
+}
+
+fn default_workload_attestors() -> Vec<Section> {
+    vec![Section::new("unix", toml::Table::new())]
+}
+
+fn default_server_port() -> u16 {
+    8081
+}
+
+fn default_socket_path() -> PathBuf {
+    "/run/vane/agent.sock".into()
+}
+
+fn default_data_dir() -> PathBuf {
+    "/var/lib/vane/agent".into()
+}
+
+fn default_cache_max() -> usize {
+    1_000
+}
+
+fn default_max_backoff() -> Duration {
+    Duration::from_secs(60)
+}
+
+fn default_log_level() -> String {
+    "info".to_owned()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,56 @@
+use super::*;
+
+const EXAMPLE: &str = include_str!("../../../deploy/examples/agent.toml");
+
+fn parse(text: &str) -> Config {
+    config::parse(text, "test").unwrap()
+}
+
+#[test]
+fn the_example_says_the_defaults() {
+    let mut example = parse(EXAMPLE);
+    example.check().unwrap();
+    let mut short = parse(
+        "[agent]\ntrust_domain = \"example.org\"\nserver_address = \"vane-server\"\ntrust_bundle_path = \"/etc/vane/bundle.pem\"\n\
+         join_token_file = \"/etc/vane/join_token\"\n",
+    );
+    short.check().unwrap();
+    assert_eq!(
+        toml::to_string(&example).unwrap(),
+        toml::to_string(&short).unwrap()
+    );
+}
+
+#[test]
+fn the_printed_configuration_is_read_back_and_has_no_secret() {
+    let mut config = parse(
+        "[agent]\ntrust_domain = \"example.org\"\nserver_address = \"h\"\njoin_token = \"hunter2\"\n",
+    );
+    config.check().unwrap();
+    let printed = toml::to_string(&config).unwrap();
+    assert!(!printed.contains("hunter2"), "{printed}");
+    parse(&printed).check().unwrap();
+}
+
+#[test]
+fn keys_that_exclude_each_other_or_do_not_exist_are_refused() {
+    for more in [
+        "insecure_bootstrap = true\ntrust_bundle_path = \"/b\"",
+        "join_token = \"a\"\njoin_token_file = \"/t\"",
+        "max_backoff = \"0s\"",
+        "[[workload_attestor]]\ntype = \"nosuch\"",
+        "[node_attestor]\ntype = \"nosuch\"",
+        "socket_path = \"/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"",
+    ] {
+        let text =
+            format!("[agent]\ntrust_domain = \"example.org\"\nserver_address = \"h\"\n{more}\n");
+        assert!(parse(&text).check().is_err(), "{more}");
+    }
+    assert!(
+        config::parse::<Config>(
+            "[agent]\ntrust_domain = \"a\"\nserver_address = \"h\"\nnosuch = 1\n",
+            "test"
+        )
+        .is_err()
+    );
+}

@@ -1,0 +1,248 @@
+//! How the agent gets an SVID of its own: attestation, and renewal over a channel that it
+//! authenticates with the one it has.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+use vane_attest::{ProveError, Prover};
+use vane_identity::id::TrustDomain;
+use vane_identity::key::PrivateKey;
+use vane_identity::x509_svid::{Certificate, X509Error};
+use vane_wire::spire::api::server::agent::v1::agent_client::AgentClient;
+use vane_wire::spire::api::server::agent::v1::attest_agent_request::{Params, Step};
+use vane_wire::spire::api::server::agent::v1::attest_agent_response::Step as Answer;
+use vane_wire::spire::api::server::agent::v1::{
+    AgentX509svidParams, AttestAgentRequest, AttestAgentResponse, PostStatusRequest,
+    RenewAgentRequest,
+};
+use vane_wire::spire::api::types::{AttestationData, X509svid};
+use vane_wire::status::{Reason, denial_reason};
+
+use crate::issue::{self, IssueError};
+use crate::own_svid::OwnSvid;
+
+/// So long an exchange with the server may take.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// The most challenges of one attestation.
+const CHALLENGES: usize = 8;
+
+/// Why there is no SVID for the agent.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// There is nothing to prove the node with.
+    #[error(transparent)]
+    Prove(#[from] ProveError),
+    /// The server refused, and will refuse the same again.
+    #[error("the server refused: {0}")]
+    Refused(String),
+    /// The server denies this agent.
+    #[error("the server denies this agent: {message}")]
+    Denied {
+        /// The reason.
+        reason: Reason,
+        /// The server's words.
+        message: String,
+    },
+    /// The server cannot be asked now.
+    #[error("the server cannot be asked: {0}")]
+    Unavailable(String),
+    /// The request cannot be made.
+    #[error(transparent)]
+    Request(#[from] IssueError),
+    /// The answer is no agent's SVID.
+    #[error("the server's answer is no SVID of an agent: {0}")]
+    Answer(String),
+}
+
+impl NodeError {
+    /// Whether the same may succeed later.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Unavailable(_))
+    }
+
+    fn of(status: &Status) -> Self {
+        if let Some(reason) = denial_reason(status) {
+            return Self::Denied {
+                reason,
+                message: status.message().to_owned(),
+            };
+        }
+        match status.code() {
+            Code::InvalidArgument
+            | Code::PermissionDenied
+            | Code::FailedPrecondition
+            | Code::Unimplemented
+            | Code::NotFound => Self::Refused(status.message().to_owned()),
+            _ => Self::Unavailable(describe(status)),
+        }
+    }
+}
+
+/// A status with the cause below it, which says more when no answer came.
+fn describe(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+impl From<X509Error> for NodeError {
+    fn from(error: X509Error) -> Self {
+        Self::Answer(error.to_string())
+    }
+}
+
+/// Proves the node and has `key` certified. `now` is asked once the answer is there.
+///
+/// # Errors
+/// [`NodeError`]; the same key may be used for another try.
+pub async fn attest(
+    channel: Channel,
+    prover: &dyn Prover,
+    trust_domain: &TrustDomain,
+    key: &PrivateKey,
+    now: impl Fn() -> SystemTime,
+) -> Result<OwnSvid, NodeError> {
+    // The server gives the ID; the one in the request only fills the field.
+    let placeholder = trust_domain
+        .with_path("/spire/agent")
+        .map_err(|error| NodeError::Answer(error.to_string()))?;
+    let csr = issue::csr(&placeholder, key)?;
+    let evidence = prover.evidence().await?;
+    let exchange = exchange(channel, prover, evidence, csr);
+    let result = tokio::time::timeout(DEADLINE, exchange)
+        .await
+        .map_err(|_| NodeError::Unavailable(format!("no answer within {DEADLINE:?}")))??;
+    let svid = result
+        .svid
+        .ok_or_else(|| NodeError::Answer("it has none".to_owned()))?;
+    own(&svid, key.clone(), result.reattestable, trust_domain, now())
+}
+
+async fn exchange(
+    channel: Channel,
+    prover: &dyn Prover,
+    payload: Vec<u8>,
+    csr: Vec<u8>,
+) -> Result<vane_wire::spire::api::server::agent::v1::attest_agent_response::Result, NodeError> {
+    let first = Params {
+        data: Some(AttestationData {
+            r#type: prover.name().to_owned(),
+            payload,
+        }),
+        params: Some(AgentX509svidParams { csr: csr.into() }),
+    };
+    let (requests, receiver) = mpsc::channel(1);
+    let gone = |_| NodeError::Unavailable("the server ended the exchange".to_owned());
+    requests
+        .send(request(Step::Params(first)))
+        .await
+        .map_err(gone)?;
+    let call = AgentClient::new(channel)
+        .attest_agent(ReceiverStream::new(receiver))
+        .await;
+    let mut answers = call.map_err(|status| NodeError::of(&status))?.into_inner();
+    for _ in 0..CHALLENGES {
+        let answer = answers
+            .message()
+            .await
+            .map_err(|status| NodeError::of(&status))?;
+        let Some(AttestAgentResponse { step: Some(step) }) = answer else {
+            break;
+        };
+        match step {
+            Answer::Result(result) => return Ok(result),
+            Answer::Challenge(challenge) => {
+                let response = prover.answer(&challenge).await?;
+                requests
+                    .send(request(Step::ChallengeResponse(response)))
+                    .await
+                    .map_err(gone)?;
+            }
+        }
+    }
+    Err(NodeError::Answer("it ended without a result".to_owned()))
+}
+
+fn request(step: Step) -> AttestAgentRequest {
+    AttestAgentRequest { step: Some(step) }
+}
+
+/// Renews the SVID `held` with a fresh `key`, over a channel that is authenticated with it.
+///
+/// # Errors
+/// [`NodeError`].
+pub async fn renew(
+    channel: Channel,
+    held: &OwnSvid,
+    key: &PrivateKey,
+    now: impl Fn() -> SystemTime,
+) -> Result<OwnSvid, NodeError> {
+    let csr = issue::csr(&held.id, key)?;
+    let message = RenewAgentRequest {
+        params: Some(AgentX509svidParams { csr: csr.into() }),
+    };
+    let mut client = AgentClient::new(channel);
+    let answer = tokio::time::timeout(DEADLINE, client.renew_agent(message))
+        .await
+        .map_err(|_| NodeError::Unavailable(format!("no answer within {DEADLINE:?}")))?;
+    let svid = answer
+        .map_err(|status| NodeError::of(&status))?
+        .into_inner()
+        .svid;
+    let svid = svid.ok_or_else(|| NodeError::Answer("it has none".to_owned()))?;
+    let renewed = own(
+        &svid,
+        key.clone(),
+        held.reattestable,
+        &held.id.trust_domain(),
+        now(),
+    )?;
+    if renewed.id != held.id {
+        return Err(NodeError::Answer(format!("it is of {}", renewed.id)));
+    }
+    Ok(renewed)
+}
+
+/// Tells the server what this agent is. A failure changes nothing and is not tried again.
+pub async fn post_status(channel: Channel) {
+    let message = PostStatusRequest {
+        current_bundle_serial: 0,
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    if let Err(status) = AgentClient::new(channel).post_status(message).await {
+        tracing::debug!(
+            error = status.message(),
+            "the server did not take this agent's version"
+        );
+    }
+}
+
+fn own(
+    svid: &X509svid,
+    key: PrivateKey,
+    reattestable: bool,
+    own: &TrustDomain,
+    now: SystemTime,
+) -> Result<OwnSvid, NodeError> {
+    let chain = svid
+        .cert_chain
+        .iter()
+        .map(|der| Certificate::from_der(der))
+        .collect();
+    let svid = OwnSvid::new(chain, key, reattestable, now)?;
+    if !svid.id.is_member_of(own) || !svid.id.is_agent() {
+        return Err(NodeError::Answer(format!("it is of {}", svid.id)));
+    }
+    Ok(svid)
+}

@@ -1,0 +1,307 @@
+//! The entries and bundles that the server pushes, and the rules of the stream (NAMES 2, 3).
+//!
+//! Pure: messages go in, what to answer and what changed come out. Messages are applied in
+//! order of arrival. A list names the whole set: what no item of it named is dropped at its
+//! end, and bodies that are missing are asked for. At `InSync` both digests must be the
+//! server's; where they are not, the caller starts over without claiming anything.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use vane_identity::bundle::Bundle;
+use vane_identity::digest::{Digest, Member};
+use vane_identity::entry::{Entry, EntryId};
+use vane_identity::id::TrustDomain;
+use vane_wire::convert;
+use vane_wire::vane::sync::v1::watch_request::Request;
+use vane_wire::vane::sync::v1::watch_response::Response;
+use vane_wire::vane::sync::v1::{Ack, Bundles, Delta, Hello, InSync, List, Need};
+
+/// The most IDs of one `Need`.
+const NEED: usize = 1_000;
+
+/// What the server has pushed.
+#[derive(Debug)]
+pub struct Registry {
+    trust_domain: TrustDomain,
+    entries: BTreeMap<EntryId, Arc<Entry>>,
+    bundles: BTreeMap<TrustDomain, Arc<Bundle>>,
+    set_digest: Digest,
+    epoch: Vec<u8>,
+    revision: u64,
+    bundle_revision: u64,
+    listing: Option<HashSet<EntryId>>,
+    bundling: Option<HashSet<TrustDomain>>,
+}
+
+/// What a message asks of the caller.
+#[derive(Debug, Default, PartialEq)]
+pub struct Reaction {
+    /// To be sent, in order.
+    pub answers: Vec<Request>,
+    /// Entries or bundles changed.
+    pub changed: bool,
+    /// The resume is complete, and the digests agree.
+    pub in_sync: bool,
+    /// The digests do not agree: a bug on one side; start over.
+    pub diverged: bool,
+    /// SVIDs of these entries are to be replaced now.
+    pub renew_entries: Vec<EntryId>,
+    /// SVIDs signed by these authorities (hex of the key identifier) are to be replaced now.
+    pub renew_authorities: Vec<String>,
+    /// The server's time, in milliseconds since 1970.
+    pub server_time: Option<i64>,
+    /// Something in the message was not understood and left out.
+    pub ignored: usize,
+}
+
+impl Registry {
+    /// An agent that knows nothing yet.
+    #[must_use]
+    pub fn new(trust_domain: TrustDomain) -> Self {
+        Self {
+            trust_domain,
+            entries: BTreeMap::new(),
+            bundles: BTreeMap::new(),
+            set_digest: Digest::default(),
+            epoch: Vec::new(),
+            revision: 0,
+            bundle_revision: 0,
+            listing: None,
+            bundling: None,
+        }
+    }
+
+    /// The entries, by ID.
+    #[must_use]
+    pub fn entries(&self) -> &BTreeMap<EntryId, Arc<Entry>> {
+        &self.entries
+    }
+
+    /// The bundles, the server's own among them.
+    #[must_use]
+    pub fn bundles(&self) -> &BTreeMap<TrustDomain, Arc<Bundle>> {
+        &self.bundles
+    }
+
+    /// The first request of a stream.
+    #[must_use]
+    pub fn hello(&mut self, agent_version: &str) -> Hello {
+        (self.listing, self.bundling) = (None, None);
+        let known = !self.epoch.is_empty();
+        let bytes = |digest: Digest| {
+            if known {
+                digest.to_bytes().to_vec().into()
+            } else {
+                Default::default()
+            }
+        };
+        Hello {
+            epoch: self.epoch.clone().into(),
+            revision: if known { self.revision } else { 0 },
+            set_digest: bytes(self.set_digest),
+            bundle_digest: bytes(self.bundle_digest()),
+            agent_version: agent_version.to_owned(),
+        }
+    }
+
+    /// Claims nothing at the next `hello`: the whole set comes again. What is held stays.
+    pub fn forget_position(&mut self) {
+        self.epoch.clear();
+    }
+
+    /// Applies a message.
+    pub fn apply(&mut self, message: Option<Response>) -> Reaction {
+        match message {
+            Some(Response::Bundles(bundles)) => self.take_bundles(&bundles),
+            Some(Response::List(list)) => self.take_list(&list),
+            Some(Response::Delta(delta)) => self.take_delta(&delta),
+            Some(Response::Renew(renew)) => Reaction {
+                renew_entries: renew
+                    .entry_ids
+                    .iter()
+                    .filter_map(|id| EntryId::parse(id).ok())
+                    .collect(),
+                renew_authorities: renew.authority_ids,
+                ..Reaction::default()
+            },
+            Some(Response::Heartbeat(beat)) => {
+                self.revision = beat.revision;
+                Reaction {
+                    server_time: Some(beat.time),
+                    answers: vec![self.ack()],
+                    ..Reaction::default()
+                }
+            }
+            Some(Response::InSync(end)) => self.take_in_sync(&end),
+            None => Reaction {
+                ignored: 1,
+                ..Reaction::default()
+            },
+        }
+    }
+
+    fn take_bundles(&mut self, message: &Bundles) -> Reaction {
+        let mut reaction = Reaction::default();
+        let mut named = HashSet::new();
+        for wire in &message.bundles {
+            match Bundle::try_from(wire) {
+                Ok(bundle) => {
+                    named.insert(bundle.trust_domain.clone());
+                    self.bundles
+                        .insert(bundle.trust_domain.clone(), Arc::new(bundle));
+                    reaction.changed = true;
+                }
+                Err(_) => reaction.ignored += 1,
+            }
+        }
+        for removed in message
+            .removed
+            .iter()
+            .filter_map(|name| TrustDomain::parse(name).ok())
+        {
+            reaction.changed |= self.bundles.remove(&removed).is_some();
+        }
+        if message.full {
+            let all = self.bundling.get_or_insert_default();
+            all.extend(named);
+            if message.last {
+                let all = self.bundling.take().unwrap_or_default();
+                let before = self.bundles.len();
+                self.bundles
+                    .retain(|trust_domain, _| all.contains(trust_domain));
+                reaction.changed |= before != self.bundles.len();
+            }
+        }
+        if message.last {
+            self.bundle_revision = message.bundle_revision;
+            reaction.answers.push(self.ack());
+        }
+        reaction
+    }
+
+    fn take_list(&mut self, list: &List) -> Reaction {
+        // A chunk without items that is not the last one starts the list (again).
+        if list.items.is_empty() && !list.last {
+            self.listing = Some(HashSet::new());
+            return Reaction::default();
+        }
+        let mut reaction = Reaction::default();
+        let mut lacking = Vec::new();
+        let seen = self.listing.get_or_insert_default();
+        for item in &list.items {
+            let Ok(id) = EntryId::parse(&item.id) else {
+                reaction.ignored += 1;
+                continue;
+            };
+            let held = self.entries.get(&id);
+            let same = held.is_some_and(|entry| {
+                entry.revision_number == item.revision_number && entry.created_at == item.created_at
+            });
+            if !same {
+                lacking.push(item.id.clone());
+            }
+            seen.insert(id);
+        }
+        let needs = lacking.chunks(NEED).map(|ids| {
+            Request::Need(Need {
+                entry_ids: ids.to_vec(),
+            })
+        });
+        reaction.answers.extend(needs);
+        if list.last {
+            let seen = self.listing.take().unwrap_or_default();
+            let gone: Vec<EntryId> = self
+                .entries
+                .keys()
+                .filter(|id| !seen.contains(*id))
+                .cloned()
+                .collect();
+            reaction.changed = !gone.is_empty();
+            gone.iter().for_each(|id| self.remove(id));
+            // An empty one says that nothing more is needed.
+            reaction.answers.push(Request::Need(Need {
+                entry_ids: Vec::new(),
+            }));
+        }
+        reaction
+    }
+
+    fn take_delta(&mut self, delta: &Delta) -> Reaction {
+        let mut reaction = Reaction {
+            changed: true,
+            ..Reaction::default()
+        };
+        for wire in &delta.upserts {
+            let Ok(entry) = convert::entry::from_wire(wire, &self.trust_domain) else {
+                reaction.ignored += 1;
+                continue;
+            };
+            self.remove(&entry.id);
+            self.set_digest.add(member(&entry));
+            if let Some(seen) = &mut self.listing {
+                seen.insert(entry.id.clone());
+            }
+            self.entries.insert(entry.id.clone(), Arc::new(entry));
+        }
+        for id in delta
+            .removed
+            .iter()
+            .filter_map(|id| EntryId::parse(id).ok())
+        {
+            self.remove(&id);
+            if let Some(seen) = &mut self.listing {
+                seen.remove(&id);
+            }
+        }
+        self.revision = delta.revision;
+        reaction
+    }
+
+    fn take_in_sync(&mut self, end: &InSync) -> Reaction {
+        let same = |wire: &[u8], own: Digest| Digest::from_bytes(wire) == Some(own);
+        if !same(&end.set_digest, self.set_digest)
+            || !same(&end.bundle_digest, self.bundle_digest())
+        {
+            self.forget_position();
+            return Reaction {
+                diverged: true,
+                ..Reaction::default()
+            };
+        }
+        self.epoch = end.epoch.to_vec();
+        self.revision = end.revision;
+        Reaction {
+            in_sync: true,
+            answers: vec![self.ack()],
+            ..Reaction::default()
+        }
+    }
+
+    fn remove(&mut self, id: &EntryId) {
+        if let Some(entry) = self.entries.remove(id) {
+            self.set_digest.remove(member(&entry));
+        }
+    }
+
+    fn bundle_digest(&self) -> Digest {
+        self.bundles
+            .values()
+            .map(|bundle| Member::of_bundle(bundle))
+            .collect()
+    }
+
+    fn ack(&self) -> Request {
+        Request::Ack(Ack {
+            revision: self.revision,
+            bundle_revision: self.bundle_revision,
+        })
+    }
+}
+
+fn member(entry: &Entry) -> Member {
+    Member::of_entry(entry.id.as_str(), entry.revision_number, entry.created_at)
+}
+
+#[cfg(test)]
+mod tests;

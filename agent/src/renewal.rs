@@ -1,0 +1,155 @@
+//! The task that keeps the agent's own SVID fresh.
+//!
+//! It renews at half the lifetime, counted from reception; the new key is on disk before it
+//! is asked for, the new SVID before it is used. Who authenticates with it is told.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use vane_chassis::backoff::{Backoff, Policy};
+use vane_chassis::clock::{Clock, sleep_until};
+use vane_chassis::mtls::Identity;
+use vane_identity::bundle::Bundle;
+use vane_identity::key::{KeyType, PrivateKey};
+use vane_identity::lifetime::{Jitter, renew_at};
+
+use crate::node::{self, NodeError};
+use crate::own_svid::{Disk, DiskError, OwnSvid};
+use crate::svid::hex;
+
+/// What the task works with.
+pub struct Renewal {
+    /// When now is.
+    pub clock: Arc<dyn Clock>,
+    /// What TLS presents.
+    pub identity: Arc<Identity>,
+    /// Where it is kept.
+    pub disk: Arc<Disk>,
+    /// Makes a channel with the current identity.
+    pub connect: Box<dyn Fn() -> Channel + Send + Sync>,
+    /// The waits between two tries.
+    pub backoff: Policy,
+    /// Counts the SVIDs; who uses the identity reconnects at a change.
+    pub generation: watch::Sender<u64>,
+    /// The own bundle as it changes: an SVID of a tainted authority is renewed at once, and
+    /// the newest bundle is kept beside it.
+    pub bundle: watch::Receiver<Option<Arc<Bundle>>>,
+}
+
+/// Why the agent cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RenewalError {
+    /// The SVID expired before it could be renewed.
+    #[error(
+        "the agent's own SVID expired and could not be renewed in time: {0}; attest anew with a fresh join token"
+    )]
+    Expired(NodeError),
+    /// The server denies this agent.
+    #[error(transparent)]
+    Denied(NodeError),
+}
+
+impl Renewal {
+    /// Runs until `stop`, starting from `held`.
+    ///
+    /// # Errors
+    /// [`RenewalError`].
+    pub async fn run(
+        mut self,
+        mut held: OwnSvid,
+        stop: CancellationToken,
+    ) -> Result<(), RenewalError> {
+        let mut backoff = Backoff::new(self.backoff, fastrand::Rng::new());
+        let jitter = || Jitter::new(fastrand::f64() * 2.0 - 1.0);
+        let mut due = renew_at(held.received_at, held.not_after, jitter());
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = sleep_until(&*self.clock, due) => {}
+                Ok(()) = self.bundle.changed() => {
+                    if self.take_bundle(&held) {
+                        due = self.clock.now();
+                    }
+                    continue;
+                }
+            }
+            match self.renew(&held).await {
+                Ok(renewed) => {
+                    backoff.reset();
+                    held = renewed;
+                    due = renew_at(held.received_at, held.not_after, jitter());
+                }
+                Err(error) => due = self.after(error, &held, &mut backoff)?,
+            }
+        }
+    }
+
+    /// Keeps the bundle on disk; whether the SVID's authority is tainted in it.
+    fn take_bundle(&mut self, held: &OwnSvid) -> bool {
+        let Some(bundle) = self.bundle.borrow_and_update().clone() else {
+            return false;
+        };
+        if let Err(error) = self.disk.keep(Some(held), Some(&bundle)) {
+            tracing::warn!(%error, "the bundle cannot be kept on disk");
+        }
+        let own = authority(held);
+        let tainted = bundle.x509_authorities.iter().filter(|one| one.tainted);
+        tainted
+            .filter_map(|one| one.certificate.info().ok())
+            .any(|info| hex(&info.key_id) == own)
+    }
+
+    async fn renew(&self, held: &OwnSvid) -> Result<OwnSvid, NodeError> {
+        let (key, _) = PrivateKey::generate(KeyType::EcP256)
+            .map_err(|error| NodeError::Answer(error.to_string()))?;
+        self.disk
+            .keep_key(&key, Some(&held.key))
+            .map_err(|error| unkept(&error))?;
+        let clock = Arc::clone(&self.clock);
+        let renewed = node::renew((self.connect)(), held, &key, || clock.now()).await?;
+        let bundle = self.bundle.borrow().clone();
+        self.disk
+            .keep(Some(&renewed), bundle.as_deref())
+            .map_err(|error| unkept(&error))?;
+        self.identity
+            .swap(&renewed.chain, &renewed.key)
+            .map_err(|error| NodeError::Answer(error.to_string()))?;
+        self.generation.send_modify(|generation| *generation += 1);
+        tracing::info!(agent_id = %renewed.id, "renewed the agent's own SVID");
+        Ok(renewed)
+    }
+
+    /// When to try again after `error`.
+    fn after(
+        &self,
+        error: NodeError,
+        held: &OwnSvid,
+        backoff: &mut Backoff,
+    ) -> Result<SystemTime, RenewalError> {
+        let now = self.clock.now();
+        if matches!(error, NodeError::Denied { .. }) {
+            return Err(RenewalError::Denied(error));
+        }
+        if now > held.not_after {
+            return Err(RenewalError::Expired(error));
+        }
+        let delay = backoff.next_delay();
+        tracing::warn!(%error, delay_ms = delay.as_millis(), "the agent's own SVID is not renewed yet");
+        Ok(now + delay)
+    }
+}
+
+/// What cannot be kept is not used: a restart would find the old key with a new SVID.
+fn unkept(error: &DiskError) -> NodeError {
+    NodeError::Unavailable(format!("the new SVID cannot be kept: {error}"))
+}
+
+fn authority(held: &OwnSvid) -> String {
+    let info = held.chain.first().and_then(|leaf| leaf.info().ok());
+    info.and_then(|info| info.authority_key_id)
+        .map(|id| hex(&id))
+        .unwrap_or_default()
+}

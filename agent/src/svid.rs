@@ -1,0 +1,100 @@
+//! An X.509-SVID of a workload, as the agent holds it, and when it is replaced.
+//!
+//! The decision is pure: entry, what is held and `now` go in. A lifetime counts from
+//! reception (`renew_at` of identity).
+
+use std::time::SystemTime;
+
+use vane_identity::entry::Entry;
+use vane_identity::key::PrivateKey;
+use vane_identity::lifetime::{Jitter, renew_at};
+use vane_identity::x509_svid::{Certificate, X509Error, X509Svid};
+
+/// An X.509-SVID with its key.
+#[derive(Debug)]
+pub struct Svid {
+    /// The chain as DER, leaf first, concatenated.
+    pub chain: Vec<u8>,
+    /// Its private key.
+    pub key: PrivateKey,
+    /// Its last valid instant.
+    pub not_after: SystemTime,
+    /// When it is replaced.
+    pub renew_at: SystemTime,
+    /// The key identifier of its signer, lower-case hex.
+    pub authority: String,
+    /// The revision of the entry that it was issued for.
+    revision: (i64, i64),
+}
+
+impl Svid {
+    /// Takes a chain over that was received at `now` for `entry`.
+    ///
+    /// # Errors
+    /// The chain's leaf has not the shape of an X.509-SVID of the entry's ID.
+    pub fn received(
+        entry: &Entry,
+        chain: Vec<Certificate>,
+        key: PrivateKey,
+        now: SystemTime,
+        jitter: Jitter,
+    ) -> Result<Self, SvidError> {
+        let svid = X509Svid::parse(chain)?;
+        if *svid.id() != entry.spiffe_id {
+            return Err(SvidError::OtherId(svid.id().to_string()));
+        }
+        let leaf = svid.leaf();
+        let authority = leaf.authority_key_id.as_deref().unwrap_or_default();
+        Ok(Self {
+            not_after: leaf.validity.not_after,
+            renew_at: renew_at(now, leaf.validity.not_after, jitter),
+            authority: hex(authority),
+            revision: revision(entry),
+            chain: svid
+                .chain()
+                .iter()
+                .flat_map(|one| one.der().iter().copied())
+                .collect(),
+            key,
+        })
+    }
+
+    /// Whether it may still be served at `now`.
+    #[must_use]
+    pub fn is_valid(&self, now: SystemTime) -> bool {
+        now <= self.not_after
+    }
+
+    /// Whether it is to be replaced at `now`: its time has come, or the entry changed since.
+    #[must_use]
+    pub fn is_due(&self, entry: &Entry, now: SystemTime) -> bool {
+        self.renew_at <= now || self.is_stale(entry)
+    }
+
+    /// Whether the entry changed since it was issued.
+    #[must_use]
+    pub fn is_stale(&self, entry: &Entry) -> bool {
+        self.revision != revision(entry)
+    }
+}
+
+/// Why an answer of the server is no SVID for an entry.
+#[derive(Debug, thiserror::Error)]
+pub enum SvidError {
+    /// It cannot be read.
+    #[error(transparent)]
+    Shape(#[from] X509Error),
+    /// It is one of another ID.
+    #[error("the server sent an SVID of {0}")]
+    OtherId(String),
+}
+
+fn revision(entry: &Entry) -> (i64, i64) {
+    (entry.revision_number, entry.created_at)
+}
+
+/// Lower-case hex, as authority IDs are written.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
