@@ -438,8 +438,7 @@ impl Stage {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
             assert!(!stat.contains(") Z "), "{stat}");
         }
-        let server = std::fs::read_to_string(self.world.path("server.log")).unwrap();
-        for log in [server, self.agent.log()] {
+        for log in [self.world.server_log(), self.agent.log()] {
             assert!(!log.contains("panicked"), "{log}");
         }
     }

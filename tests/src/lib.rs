@@ -11,6 +11,8 @@ pub mod workload;
 
 pub mod world;
 
+pub mod half_call;
 pub mod raw;
 pub mod remote;
+pub mod sample;
 pub mod variants;

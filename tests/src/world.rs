@@ -109,6 +109,11 @@ impl World {
         self.server.as_ref().expect("the server runs")
     }
 
+    /// What the server logged, in all its lives.
+    pub fn server_log(&self) -> String {
+        read(&self.path("server.log"))
+    }
+
     /// Connects to the admin socket.
     pub async fn admin(&self) -> Admin {
         Admin::connect(&self.admin_socket()).await
