@@ -24,7 +24,7 @@ pub struct Svid {
     /// The key identifier of its signer, lower-case hex.
     pub authority: String,
     /// The revision of the entry that it was issued for.
-    revision: (i64, i64),
+    pub(crate) revision: (i64, i64),
 }
 
 impl Svid {

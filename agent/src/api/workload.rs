@@ -126,7 +126,7 @@ mod tests {
             let mut headers = MetadataMap::new();
             values
                 .iter()
-                .for_each(|value| drop(headers.append(HEADER, value.parse().unwrap())));
+                .for_each(|value| _ = headers.append(HEADER, value.parse().unwrap()));
             check_header(&headers).map_err(|status| status.code())
         };
         assert_eq!(check(&["true"]), Ok(()));

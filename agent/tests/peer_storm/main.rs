@@ -180,6 +180,8 @@ impl Stage {
                 self.judge(is_old, &outcome);
                 return;
             }
+            // Lets the event happen: the machine may have no more processors than workers.
+            std::thread::yield_now();
         }
     }
 
