@@ -3,5 +3,7 @@
 mod bad_input;
 mod garbage;
 mod issue;
+mod limits;
 mod restart;
 mod rotate;
+mod store_faults;

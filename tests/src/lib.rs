@@ -11,6 +11,7 @@ pub mod workload;
 
 pub mod world;
 
+pub mod greedy;
 pub mod half_call;
 pub mod raw;
 pub mod remote;

@@ -49,12 +49,22 @@ impl Process {
 
     /// As [`Process::start`]; a program that ends before it is ready is an error with its log.
     pub async fn try_start(name: &str, args: &[&str], log: &Path) -> Result<Self, String> {
+        Self::try_start_under(None, name, args, log).await
+    }
+
+    /// As [`Process::try_start`], with at most so many descriptors.
+    pub async fn try_start_under(
+        descriptors: Option<u64>,
+        name: &str,
+        args: &[&str],
+        log: &Path,
+    ) -> Result<Self, String> {
         let file = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(log)
             .unwrap();
-        let mut child = Command::new(program(name))
+        let mut child = limited(descriptors, &program(name))
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -135,6 +145,19 @@ impl Process {
             .unwrap()
             .count()
     }
+}
+
+/// The program, through a shell that lowers its limit of descriptors.
+fn limited(descriptors: Option<u64>, program: &Path) -> Command {
+    let Some(descriptors) = descriptors else {
+        return Command::new(program);
+    };
+    let mut command = Command::new("sh");
+    command
+        .arg("-c")
+        .arg(format!("ulimit -n {descriptors}; exec \"$0\" \"$@\""))
+        .arg(program);
+    command
 }
 
 /// Resident memory of a process in bytes.

@@ -21,6 +21,8 @@ pub struct Options {
     pub agent: String,
     /// Further tables of the server's file.
     pub server_tables: String,
+    /// The most descriptors of the server, when it is not this process's limit.
+    pub server_descriptors: Option<u64>,
 }
 
 impl Options {
@@ -126,12 +128,22 @@ impl World {
 
     /// Starts the server, on the port it had.
     pub async fn restart_server(&mut self) {
+        self.try_restart_server()
+            .await
+            .unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// As [`World::restart_server`]; a server that refuses to start is an error with its log.
+    pub async fn try_restart_server(&mut self) -> Result<(), String> {
         let config = self.write_server_config();
         let args = ["run", "-c", config.to_str().unwrap()];
-        let process = Process::start("vane-test-server", &args, &self.path("server.log")).await;
+        let (name, log) = ("vane-test-server", self.path("server.log"));
+        let limit = self.options.server_descriptors;
+        let process = Process::try_start_under(limit, name, &args, &log).await?;
         let address = &process.ready["server_address"];
         self.port = address.rsplit(':').next().unwrap().parse().unwrap();
         self.server = Some(process);
+        Ok(())
     }
 
     fn write_server_config(&self) -> PathBuf {
@@ -155,6 +167,11 @@ impl World {
 
     /// Attests a new agent by join token and starts it.
     pub async fn agent(&self, name: &str) -> Agent {
+        self.agent_under(None, name).await
+    }
+
+    /// As [`World::agent`], with at most so many descriptors.
+    pub async fn agent_under(&self, descriptors: Option<u64>, name: &str) -> Agent {
         let admin = self.admin().await;
         let token = admin.token().await;
         let bundle = self.write("bundle.pem", &pem(&admin.bundle().await));
@@ -166,14 +183,22 @@ impl World {
             self.options.agent,
         );
         let config = self.write(&format!("{name}.toml"), &text);
-        Agent::start(config, self.path(&format!("{name}.log")), socket).await
+        let log = self.path(&format!("{name}.log"));
+        Agent::start(descriptors, config, log, socket).await
     }
 }
 
 impl Agent {
-    async fn start(config: PathBuf, log: PathBuf, socket: PathBuf) -> Self {
+    async fn start(
+        descriptors: Option<u64>,
+        config: PathBuf,
+        log: PathBuf,
+        socket: PathBuf,
+    ) -> Self {
         let args = ["run", "-c", config.to_str().unwrap()];
-        let process = Process::start("vane-test-agent", &args, &log).await;
+        let process = Process::try_start_under(descriptors, "vane-test-agent", &args, &log)
+            .await
+            .unwrap_or_else(|error| panic!("{error}"));
         let id = process.ready["agent_id"].clone();
         Self {
             process,
@@ -187,7 +212,7 @@ impl Agent {
     /// `kill -9`, then starts it again on its folder.
     pub async fn kill_and_restart(self) -> Self {
         self.process.kill().await;
-        Self::start(self.config, self.log, self.socket).await
+        Self::start(None, self.config, self.log, self.socket).await
     }
 
     /// Connects this process as a workload.
