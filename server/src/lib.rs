@@ -7,6 +7,8 @@ pub mod authorized;
 
 pub mod state;
 
+pub mod push;
+
 pub mod audit;
 pub mod caller;
 pub mod config;

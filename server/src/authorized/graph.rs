@@ -156,6 +156,13 @@ impl Graph {
         }
     }
 
+    /// How many entries, IDs and selectors are kept.
+    #[cfg(test)]
+    pub(crate) fn footprint(&self) -> (usize, usize, usize) {
+        let (entries, nodes) = (self.entries.len(), self.nodes.len());
+        (entries, nodes, self.selectors.len())
+    }
+
     fn intern(&mut self, id: &SpiffeId) -> u32 {
         match self.nodes.find(id) {
             Some(number) => number,

@@ -73,4 +73,10 @@ impl<T: Keyed> Interned<T> {
     pub(crate) fn get_mut(&mut self, number: u32) -> Option<&mut T> {
         self.slab.get_mut(number)
     }
+
+    /// How many there are.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.slab.len()
+    }
 }

@@ -29,7 +29,7 @@ mod listing;
 mod reach;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub(crate) use compact::Compact;
 pub(crate) use graph::Graph;

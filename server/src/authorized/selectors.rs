@@ -75,6 +75,12 @@ impl Selectors {
         let found = numbers.iter().filter_map(|number| self.0.get(*number));
         found.map(|used| used.selector.clone()).collect()
     }
+
+    /// How many there are.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
 }
 
 /// Whether each of `part` is in `whole`; both ascending.

@@ -16,7 +16,7 @@ use super::outbox::Outbox;
 use crate::authorized::{Graph, Log, Reach, Touched};
 
 /// An agent whose parents change so that more entries come or go is told to list again.
-const INLINE_ENTRIES: usize = 512;
+const INLINE_ENTRIES: usize = if cfg!(test) { 3 } else { 512 };
 
 /// What an agent sees of a batch. Parents in order.
 #[derive(Debug, PartialEq, Eq, Hash)]

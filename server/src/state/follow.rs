@@ -118,7 +118,7 @@ impl State {
     }
 
     /// Reads all tables; the watch goes on where they ended.
-    async fn snapshot(&self) -> Result<Watch, StateError> {
+    pub(super) async fn snapshot(&self) -> Result<Watch, StateError> {
         loop {
             let mut from = Revision::MAX;
             for table in TABLES {

@@ -13,8 +13,9 @@ use vane_store::kv::{Epoch, Revision};
 
 use crate::authorized::Compact;
 
-/// The most bytes of a message on the wire, unless one member alone has more.
-pub const CHUNK_BYTES: usize = 64 * 1024;
+/// The most bytes of a message on the wire, unless one member alone has more. Few in unit
+/// tests, so that a handful of entries fills several.
+pub const CHUNK_BYTES: usize = if cfg!(test) { 1024 } else { 64 * 1024 };
 
 /// Room for the fields beside the members of a message.
 const FRAME: usize = 128;
