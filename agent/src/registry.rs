@@ -13,6 +13,7 @@ use vane_identity::digest::{Digest, Member};
 use vane_identity::entry::{Entry, EntryId};
 use vane_identity::id::TrustDomain;
 use vane_wire::convert;
+use vane_wire::spire::api::types;
 use vane_wire::vane::sync::v1::watch_request::Request;
 use vane_wire::vane::sync::v1::watch_response::Response;
 use vane_wire::vane::sync::v1::{Ack, Bundles, Delta, Hello, InSync, List, Need};
@@ -32,6 +33,8 @@ pub struct Registry {
     bundle_revision: u64,
     listing: Option<HashSet<EntryId>>,
     bundling: Option<HashSet<TrustDomain>>,
+    /// Something of this stream could not be read.
+    unreadable: bool,
 }
 
 /// What a message asks of the caller.
@@ -69,6 +72,7 @@ impl Registry {
             bundle_revision: 0,
             listing: None,
             bundling: None,
+            unreadable: false,
         }
     }
 
@@ -88,6 +92,7 @@ impl Registry {
     #[must_use]
     pub fn hello(&mut self, agent_version: &str) -> Hello {
         (self.listing, self.bundling) = (None, None);
+        self.unreadable = false;
         let known = !self.epoch.is_empty();
         let bytes = |digest: Digest| {
             if known {
@@ -143,41 +148,56 @@ impl Registry {
 
     fn take_bundles(&mut self, message: &Bundles) -> Reaction {
         let mut reaction = Reaction::default();
-        let mut named = HashSet::new();
-        for wire in &message.bundles {
-            match Bundle::try_from(wire) {
-                Ok(bundle) => {
-                    named.insert(bundle.trust_domain.clone());
-                    self.bundles
-                        .insert(bundle.trust_domain.clone(), Arc::new(bundle));
-                    reaction.changed = true;
-                }
-                Err(_) => reaction.ignored += 1,
-            }
-        }
-        for removed in message
-            .removed
-            .iter()
-            .filter_map(|name| TrustDomain::parse(name).ok())
-        {
-            reaction.changed |= self.bundles.remove(&removed).is_some();
+        // A chunk without bundles that is not the last one starts the full set (again).
+        if message.full && !message.last && message.bundles.is_empty() {
+            self.bundling = Some(HashSet::new());
+            return reaction;
         }
         if message.full {
-            let all = self.bundling.get_or_insert_default();
-            all.extend(named);
-            if message.last {
-                let all = self.bundling.take().unwrap_or_default();
-                let before = self.bundles.len();
-                self.bundles
-                    .retain(|trust_domain, _| all.contains(trust_domain));
-                reaction.changed |= before != self.bundles.len();
+            self.bundling.get_or_insert_default();
+        }
+        for wire in &message.bundles {
+            reaction.changed |= self.take_bundle(wire, &mut reaction.ignored);
+        }
+        for name in &message.removed {
+            if let Ok(removed) = TrustDomain::parse(name) {
+                reaction.changed |= self.bundles.remove(&removed).is_some();
+                if let Some(named) = &mut self.bundling {
+                    named.remove(&removed);
+                }
             }
+        }
+        if message.full && message.last {
+            let named = self.bundling.take().unwrap_or_default();
+            let before = self.bundles.len();
+            self.bundles.retain(|own, _| named.contains(own));
+            reaction.changed |= before != self.bundles.len();
         }
         if message.last {
             self.bundle_revision = message.bundle_revision;
             reaction.answers.push(self.ack());
         }
         reaction
+    }
+
+    /// Takes a bundle in; whether it is another than before. One that cannot be read counts as
+    /// named: what was known of its trust domain stays.
+    fn take_bundle(&mut self, wire: &types::Bundle, ignored: &mut usize) -> bool {
+        // A change between the chunks of a full set is part of it.
+        if let (Some(named), Ok(name)) = (
+            &mut self.bundling,
+            TrustDomain::parse_name_or_id(&wire.trust_domain),
+        ) {
+            named.insert(name);
+        }
+        let Ok(bundle) = Bundle::try_from(wire) else {
+            *ignored += 1;
+            self.unreadable = true;
+            return false;
+        };
+        let (name, bundle) = (bundle.trust_domain.clone(), Arc::new(bundle));
+        let before = self.bundles.insert(name, Arc::clone(&bundle));
+        before.is_none_or(|before| before != bundle)
     }
 
     fn take_list(&mut self, list: &List) -> Reaction {
@@ -235,6 +255,7 @@ impl Registry {
         for wire in &delta.upserts {
             let Ok(entry) = convert::entry::from_wire(wire, &self.trust_domain) else {
                 reaction.ignored += 1;
+                self.unreadable = true;
                 continue;
             };
             self.remove(&entry.id);
@@ -260,9 +281,11 @@ impl Registry {
 
     fn take_in_sync(&mut self, end: &InSync) -> Reaction {
         let same = |wire: &[u8], own: Digest| Digest::from_bytes(wire) == Some(own);
-        if !same(&end.set_digest, self.set_digest)
-            || !same(&end.bundle_digest, self.bundle_digest())
-        {
+        let agrees = same(&end.set_digest, self.set_digest)
+            && same(&end.bundle_digest, self.bundle_digest());
+        // What this agent cannot read it cannot hold, and asking for it again changes nothing:
+        // the rest is served. The next resume finds the digests unequal and lists anew.
+        if !agrees && !self.unreadable {
             self.forget_position();
             return Reaction {
                 diverged: true,

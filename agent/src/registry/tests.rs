@@ -1,5 +1,4 @@
 use vane_identity::selector::SelectorSet;
-use vane_wire::spire::api::types;
 use vane_wire::vane::sync::v1::{Heartbeat, Renew, list};
 
 use super::*;
@@ -137,32 +136,81 @@ fn digests_that_differ_at_the_end_start_everything_over() {
     assert_eq!(ids(&registry), ["a"], "what is held is served on");
 }
 
-#[test]
-fn a_full_set_of_bundles_forgets_the_trust_domains_that_it_does_not_name() {
-    let bundle = |name: &str| types::Bundle {
-        trust_domain: name.to_owned(),
+fn bundles(names: &[&str], removed: &[&str], (full, last): (bool, bool)) -> Option<Response> {
+    let bundle = |name: &&str| types::Bundle {
+        trust_domain: (*name).to_owned(),
         ..types::Bundle::default()
     };
-    let message = |names: &[&str], full, last| {
-        Some(Response::Bundles(Bundles {
-            bundles: names.iter().map(|name| bundle(name)).collect(),
-            removed: Vec::new(),
-            bundle_revision: 3,
-            full,
-            last,
-        }))
-    };
+    Some(Response::Bundles(Bundles {
+        bundles: names.iter().map(bundle).collect(),
+        removed: removed.iter().map(|name| (*name).to_owned()).collect(),
+        bundle_revision: 3,
+        full,
+        last,
+    }))
+}
+
+fn trust_domains(registry: &Registry) -> Vec<&str> {
+    registry.bundles().keys().map(TrustDomain::as_str).collect()
+}
+
+const CHUNK: (bool, bool) = (true, false);
+const LAST: (bool, bool) = (true, true);
+const CHANGE: (bool, bool) = (false, true);
+
+#[test]
+fn a_change_of_bundles_between_the_chunks_of_a_full_set_is_part_of_it() {
     let mut registry = Registry::new(own());
-    registry.apply(message(&["a.org", "b.org"], false, true));
+    registry.apply(bundles(&["b.org"], &[], CHUNK));
+    registry.apply(bundles(&["c.org", "d.org"], &[], CHUNK));
+    registry.apply(bundles(&["a.org"], &["c.org"], CHANGE));
+    registry.apply(bundles(&["example.org"], &[], LAST));
+    let names = ["a.org", "b.org", "d.org", "example.org"];
+    assert_eq!(trust_domains(&registry), names);
+}
+
+#[test]
+fn a_full_set_of_bundles_that_starts_again_forgets_what_the_first_had_named() {
+    let mut registry = Registry::new(own());
+    registry.apply(bundles(&["a.org"], &[], CHUNK));
+    registry.apply(bundles(&[], &[], CHUNK));
+    registry.apply(bundles(&["b.org"], &[], LAST));
+    assert_eq!(trust_domains(&registry), ["b.org"]);
+}
+
+#[test]
+fn a_bundle_that_cannot_be_read_changes_nothing_and_keeps_nothing_from_being_served() {
+    let mut registry = Registry::new(own());
+    registry.apply(bundles(&["a.org"], &[], LAST));
+    let mut broken = bundles(&["a.org"], &[], LAST);
+    let Some(Response::Bundles(message)) = &mut broken else {
+        unreachable!()
+    };
+    message.bundles[0].refresh_hint = -1;
+    let reaction = registry.apply(broken);
+    assert_eq!((reaction.ignored, reaction.changed), (1, false));
+    assert_eq!(trust_domains(&registry), ["a.org"]);
+    let other = in_sync(&registry, &[entry("z", 0)]);
+    assert!(registry.apply(other.clone()).in_sync);
+    let _ = registry.hello("v");
+    assert!(
+        registry.apply(other).diverged,
+        "the next stream is read whole"
+    );
+}
+
+#[test]
+fn a_full_set_of_bundles_forgets_the_trust_domains_that_it_does_not_name() {
+    let mut registry = Registry::new(own());
+    registry.apply(bundles(&["a.org", "b.org"], &[], CHANGE));
     assert!(
         registry
-            .apply(message(&["b.org"], true, false))
+            .apply(bundles(&["b.org"], &[], CHUNK))
             .answers
             .is_empty()
     );
-    let reaction = registry.apply(message(&["example.org"], true, true));
-    let names: Vec<&str> = registry.bundles().keys().map(TrustDomain::as_str).collect();
-    assert_eq!(names, ["b.org", "example.org"]);
+    let reaction = registry.apply(bundles(&["example.org"], &[], LAST));
+    assert_eq!(trust_domains(&registry), ["b.org", "example.org"]);
     assert!(matches!(
         reaction.answers[..],
         [Request::Ack(Ack {
