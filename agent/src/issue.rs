@@ -1,9 +1,11 @@
 //! A batch of SVIDs: keys and requests are made here, the server signs.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
 use tonic::transport::Channel;
+use tonic::{Request, Status};
 use vane_chassis::clock::Clock;
 use vane_identity::entry::{Entry, EntryId};
 use vane_identity::id::SpiffeId;
@@ -17,8 +19,11 @@ use crate::svid::{Svid, SvidError};
 
 /// The most SVIDs of one request (SPIRE's limit).
 pub const BATCH: usize = 500;
-/// From so many on, keys are made on a thread of their own.
+/// From so many on, keys are made on a thread of their own; RSA keys, which take a hundred
+/// milliseconds each, always.
 const MANY: usize = 16;
+/// So long the server may take for a batch.
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Why there is no SVID for an entry.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +33,7 @@ pub enum IssueError {
     Request(String),
     /// The server cannot be asked.
     #[error("the server cannot be asked: {}", .0.message())]
-    Call(tonic::Status),
+    Call(Status),
     /// The server refused this one.
     #[error("the server refused: {0}")]
     Refused(String),
@@ -86,9 +91,13 @@ pub async fn issue(
             csr: csr.clone().into(),
         })
         .collect();
-    let answer = SvidClient::new(channel)
-        .batch_new_x509svid(BatchNewX509svidRequest { params })
-        .await;
+    // The server is told the deadline, too, and need not sign for nobody.
+    let mut request = Request::new(BatchNewX509svidRequest { params });
+    request.set_timeout(DEADLINE);
+    let mut client = SvidClient::new(channel);
+    let answer = tokio::time::timeout(DEADLINE, client.batch_new_x509svid(request))
+        .await
+        .unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer within 30 s")));
     let results = match answer {
         Ok(answer) => answer.into_inner().results,
         Err(status) => {
@@ -137,7 +146,8 @@ async fn requests(entries: Vec<Arc<Entry>>, kind: KeyType) -> Result<(Requests, 
         }
         (made, failed)
     };
-    if entries.len() < MANY {
+    let is_quick = matches!(kind, KeyType::EcP256 | KeyType::EcP384);
+    if is_quick && entries.len() < MANY {
         return Ok(make(entries));
     }
     let ids: Vec<EntryId> = entries.iter().map(|entry| entry.id.clone()).collect();
