@@ -17,3 +17,5 @@ pub mod raw;
 pub mod remote;
 pub mod sample;
 pub mod variants;
+
+pub mod kill_storm;

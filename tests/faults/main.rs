@@ -1,0 +1,140 @@
+//! `vane-faults`: what is too long for `cargo test`, or needs root.
+//!
+//! Each subcommand ends with `N passed, N failed, N skipped`; a check that cannot run here says
+//! why. Exit status 1 when one failed. The programs that it starts are built beside it:
+//! `cargo build -p vane-tests --bins`.
+
+mod full_disk;
+mod peer_storm;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use vane_tests::kill_storm::Storm;
+
+#[derive(Parser)]
+#[command(name = "vane-faults", version, about = "Faults that need time or root")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Kill the server with entries being created and agents connected.
+    KillServer {
+        /// How often.
+        #[arg(long, default_value_t = 200)]
+        times: usize,
+        /// Agents.
+        #[arg(long, default_value_t = 20)]
+        agents: usize,
+    },
+    /// Fill the disk under the server, and give it space again; root only.
+    FullDisk {
+        /// In the mount namespace that this was started again in.
+        #[arg(long, hide = true)]
+        inside: bool,
+    },
+    /// Fork, exec, exit, setuid and pass descriptors against the attestation of processes.
+    PeerStorm {
+        /// How many tries.
+        #[arg(long, default_value_t = 1_000_000)]
+        tries: u64,
+    },
+}
+
+/// What became of a check.
+enum Outcome {
+    Passed(String),
+    Skipped(String),
+}
+
+/// The checks that were made.
+#[derive(Default)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+}
+
+impl Tally {
+    /// Makes a check; one that panics failed, and the next is made all the same.
+    async fn check<F>(&mut self, what: &str, check: F)
+    where
+        F: Future<Output = Outcome> + Send + 'static,
+    {
+        let mut alone = tokio::task::JoinSet::new();
+        alone.spawn(check);
+        match alone.join_next().await.expect("it was spawned") {
+            Ok(Outcome::Passed(note)) => {
+                println!("passed: {what}: {note}");
+                self.passed += 1;
+            }
+            Ok(Outcome::Skipped(why)) => {
+                println!("skipped: {what}: {why}");
+                self.skipped += 1;
+            }
+            Err(error) => {
+                println!("failed: {what}: {error}");
+                self.failed += 1;
+            }
+        }
+    }
+
+    fn end(&self) -> ExitCode {
+        let Self {
+            passed,
+            failed,
+            skipped,
+        } = self;
+        println!("{passed} passed, {failed} failed, {skipped} skipped");
+        ExitCode::from(u8::from(*failed > 0))
+    }
+}
+
+async fn kill_server(storm: Storm) -> Outcome {
+    let acknowledged = storm.rage().await;
+    Outcome::Passed(format!(
+        "{acknowledged} acknowledged entries through {} kills",
+        storm.kills
+    ))
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let mut tally = Tally::default();
+    match Cli::parse().command {
+        Command::KillServer { times, agents } => {
+            let storm = Storm {
+                kills: times,
+                agents,
+            };
+            tally
+                .check("kill -9 of the server", kill_server(storm))
+                .await;
+        }
+        Command::FullDisk { inside: false } => {
+            if let Some(why) = full_disk::cannot() {
+                let skip = async { Outcome::Skipped(why) };
+                tally.check("a full disk at commit", skip).await;
+            } else {
+                return full_disk::inside();
+            }
+        }
+        Command::FullDisk { inside: true } => {
+            tally
+                .check("a full disk at commit", full_disk::commit())
+                .await;
+            tally
+                .check("a full disk at start", full_disk::start())
+                .await;
+        }
+        Command::PeerStorm { tries } => {
+            tally
+                .check("attestation under fire", peer_storm::run(tries))
+                .await;
+        }
+    }
+    tally.end()
+}

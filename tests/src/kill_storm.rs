@@ -1,0 +1,115 @@
+//! `kill -9` of a server, again and again, under writers and agents.
+
+use std::time::Duration;
+
+use vane_chassis::clock::{Clock, System};
+use vane_wire::spire::api::server::entry::v1::{BatchCreateEntryRequest, GetEntryRequest};
+
+use crate::admin::{Admin, entry};
+use crate::process::within;
+use crate::workload::verify;
+use crate::world::{Agent, Options, World, own_selector, spiffe_id};
+
+/// How long a storm is.
+#[derive(Debug, Clone, Copy)]
+pub struct Storm {
+    /// Times that the server is killed.
+    pub kills: usize,
+    /// Agents that are connected.
+    pub agents: usize,
+}
+
+/// Creates entries until the server dies under it; the IDs that were acknowledged.
+async fn create_until_it_dies(admin: Admin, parent: String, round: usize) -> Vec<String> {
+    let mut acknowledged = Vec::new();
+    for n in 0.. {
+        let id = spiffe_id(&format!("/k/{round}/{n}"));
+        let request = BatchCreateEntryRequest {
+            entries: vec![entry(&id, &parent, &["unix:uid:4294967294"])],
+            output_mask: None,
+        };
+        match admin.entries().batch_create_entry(request).await {
+            Ok(answer) => {
+                let result = answer.into_inner().results.remove(0);
+                if result.status.unwrap().code == 0 {
+                    acknowledged.push(result.entry.unwrap().id);
+                }
+            }
+            Err(_) => break,
+        }
+    }
+    acknowledged
+}
+
+impl Storm {
+    /// Kills the server 0.2 to 1 s after it was ready, while entries are created and the CA
+    /// rotates; then everything acknowledged must be there, the authority must be continued,
+    /// and every agent must be served without a second attestation. How many entries were
+    /// acknowledged.
+    pub async fn rage(self) -> usize {
+        let options = Options::default()
+            .server("ca_ttl = \"120s\"")
+            .server("agent_ttl = \"60s\"")
+            .agent("max_backoff = \"1s\"");
+        let mut world = World::with(options).await;
+        let mut agents = Vec::new();
+        for n in 0..self.agents {
+            agents.push(world.agent(&format!("a{n}")).await);
+        }
+        let before = world.admin().await.bundle().await;
+        let mut all = Vec::new();
+        let mut random = fastrand::Rng::with_seed(20);
+        for round in 0..self.kills {
+            let admin = world.admin().await;
+            let parent = agents[0].id.clone();
+            let writer = create_until_it_dies(admin, parent, round);
+            let writer = tokio::task::JoinSet::from_iter([writer]);
+            tokio::time::sleep(Duration::from_millis(random.u64(200..1000))).await;
+            world.kill_server().await;
+            all.extend(writer.join_all().await.into_iter().flatten());
+            world.restart_server().await;
+        }
+        let admin = world.admin().await;
+        for id in &all {
+            let request = GetEntryRequest {
+                id: id.clone(),
+                output_mask: None,
+            };
+            let found = admin.entries().get_entry(request).await;
+            found.unwrap_or_else(|status| panic!("{id} was acknowledged: {status}"));
+        }
+        let after = admin.bundle().await;
+        assert_eq!(
+            before.x509_authorities[0], after.x509_authorities[0],
+            "the authority continues"
+        );
+        assert!(after.sequence_number >= before.sequence_number);
+        let count = i32::try_from(self.agents).unwrap();
+        assert_eq!(admin.count_agents().await, count);
+        for agent in &agents {
+            is_back(&admin, agent).await;
+        }
+        all.len()
+    }
+}
+
+/// The agent is back on push: an entry of its own reaches a stream.
+async fn is_back(admin: &Admin, agent: &Agent) {
+    let own = entry(&spiffe_id("/back"), &agent.id, &[&own_selector()]);
+    admin.create(own).await;
+    let workload = agent.workload().await;
+    let message = within("the identity is served", async {
+        loop {
+            if let Ok(mut stream) = workload.watch().await
+                && let Ok(message) = stream.next().await
+            {
+                break message;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    verify(&message, System.now());
+    let attested = agent.log().matches("attested").count();
+    assert_eq!(attested, 1, "{} attested once", agent.id);
+}
