@@ -30,6 +30,11 @@ use crate::svid::{Svid, hex};
 
 /// Entries of one background batch.
 const BACKGROUND: usize = 100;
+/// The longest pause before a background batch: agents that got the same news ask at
+/// different times.
+const PAUSE: Duration = Duration::from_secs(5);
+/// The difference to the server's clock that is reported.
+const SKEW: Duration = Duration::from_secs(5);
 /// The first wait before a failed SVID is tried again; it doubles up to [`RETRY_MAX`].
 const RETRY: Duration = Duration::from_secs(1);
 /// The longest such wait.
@@ -91,9 +96,26 @@ pub struct Cache {
     synced: watch::Sender<bool>,
     wanted: Arc<Wanted>,
     tasks: TaskSet,
-    answers: (mpsc::Sender<Outcome>, mpsc::Receiver<Outcome>),
-    in_background: bool,
+    answers: (mpsc::Sender<Answer>, mpsc::Receiver<Answer>),
+    background: Background,
+    /// The open stream has been in sync: when it ends in good order, nothing hinders the next.
+    was_in_sync: bool,
+    is_skewed: bool,
     trust_domain: TrustDomain,
+}
+
+/// What became of a batch, and whether it was the one in the background.
+type Answer = (Outcome, bool);
+
+/// The batch that nobody waits for. There is at most one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Background {
+    /// None is needed.
+    Idle,
+    /// It is asked for then.
+    At(SystemTime),
+    /// It is asked for.
+    Asked,
 }
 
 /// What is known of an entry's SVID.
@@ -150,7 +172,9 @@ impl Cache {
             wanted,
             tasks: TaskSet::new("issue"),
             answers: mpsc::channel(ANSWERS),
-            in_background: false,
+            background: Background::Idle,
+            was_in_sync: false,
+            is_skewed: false,
             trust_domain,
             deps,
         };
@@ -164,13 +188,14 @@ impl Cache {
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), CacheError> {
         let wanted = Arc::clone(&self.wanted);
         loop {
-            self.request_due();
-            let next = self.next_time();
+            let now = self.deps.clock.now();
+            self.request_due(now);
+            let next = self.next_time(now);
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 event = self.link.next() => self.on_link(event)?,
-                Some(outcome) = self.answers.1.recv() => self.on_issued(outcome),
-                () = wanted.changed.notified() => self.on_wanted(),
+                Some(answer) = self.answers.1.recv() => self.on_issued(answer),
+                () = wanted.changed.notified() => self.take_wanted(),
                 Ok(()) = self.deps.own_svid.changed() => self.reopen(),
                 () = at(&*self.deps.clock, next) => self.publish(),
             }
@@ -192,20 +217,22 @@ impl Cache {
 
     fn reopen(&mut self) {
         self.deps.own_svid.mark_unchanged();
+        self.was_in_sync = false;
         let hello = self.registry.hello(env!("CARGO_PKG_VERSION"));
         self.link = Link::open((self.deps.connect)(), Request::Hello(hello));
     }
 
     fn on_end(&mut self, status: &Status) -> Result<(), CacheError> {
-        let reason = denial_reason(status);
-        if let Some(reason) = reason.filter(|_| status.code() == Code::PermissionDenied) {
+        // A denial without a reason may pass; the known reasons do not.
+        let reason = denial_reason(status).filter(|reason| *reason != Reason::Unknown);
+        if let Some(reason) = reason {
             return Err(CacheError::Denied {
                 reason,
                 message: status.message().to_owned(),
             });
         }
         // The server ends streams in good order now and then: no reason to wait.
-        let delay = if status.code() == Code::Ok {
+        let delay = if status.code() == Code::Ok && self.was_in_sync {
             Duration::ZERO
         } else {
             self.backoff.next_delay()
@@ -246,10 +273,37 @@ impl Cache {
             self.match_slots();
             self.publish();
         }
+        if let Some(time) = reaction.server_time {
+            self.compare_clocks(time);
+        }
         if reaction.in_sync {
             self.backoff.reset();
+            self.was_in_sync = true;
             self.synced.send_replace(true);
         }
+    }
+
+    /// Says when the own clock differs from the server's, and when it no longer does.
+    fn compare_clocks(&mut self, server_ms: i64) {
+        let Ok(server) = u64::try_from(server_ms) else {
+            return;
+        };
+        let server = SystemTime::UNIX_EPOCH + Duration::from_millis(server);
+        let own = self.deps.clock.now();
+        let skew = own
+            .duration_since(server)
+            .unwrap_or_else(|behind| behind.duration());
+        let is_skewed = skew > SKEW;
+        if is_skewed && !self.is_skewed {
+            tracing::warn!(
+                skew_ms = skew.as_millis(),
+                is_ahead = own > server,
+                "this node's clock differs from the server's: SVIDs may seem expired or not yet valid"
+            );
+        } else if !is_skewed && self.is_skewed {
+            tracing::info!("this node's clock agrees with the server's again");
+        }
+        self.is_skewed = is_skewed;
     }
 
     /// The authorities of the own bundle that are tainted.
@@ -294,25 +348,20 @@ impl Cache {
         self.take_wanted();
     }
 
-    fn on_wanted(&mut self) {
-        self.take_wanted();
-    }
-
     fn take_wanted(&mut self) {
         for id in std::mem::take(&mut *self.wanted.lock()) {
             if let Some(slot) = self.slots.get_mut(&id) {
-                slot.wanted = true;
+                slot.want();
             }
         }
     }
 
     /// Asks for what is due: first what somebody waits for or what is to be replaced, then, one
     /// batch at a time, what nobody asked for yet.
-    fn request_due(&mut self) {
+    fn request_due(&mut self, now: SystemTime) {
         let Some(channel) = self.link.channel().cloned() else {
             return;
         };
-        let now = self.deps.clock.now();
         let entries = self.registry.entries();
         let mut urgent = Vec::new();
         let mut background = Vec::new();
@@ -329,17 +378,23 @@ impl Cache {
             }
         }
         for batch in urgent.chunks(BATCH) {
-            self.ask(&channel, batch.to_vec());
+            self.ask(&channel, batch.to_vec(), false);
         }
         let room = self.deps.prefetch.saturating_sub(held).min(BACKGROUND);
         background.truncate(room);
-        if !self.in_background && !background.is_empty() {
-            self.in_background = true;
-            self.ask(&channel, background);
-        }
+        self.background = match self.background {
+            Background::Asked => Background::Asked,
+            _ if background.is_empty() => Background::Idle,
+            Background::At(time) if time <= now => {
+                self.ask(&channel, background, true);
+                Background::Asked
+            }
+            Background::At(time) => Background::At(time),
+            Background::Idle => Background::At(now + PAUSE.mul_f64(fastrand::f64())),
+        };
     }
 
-    fn ask(&mut self, channel: &Channel, entries: Vec<Arc<Entry>>) {
+    fn ask(&mut self, channel: &Channel, entries: Vec<Arc<Entry>>, in_background: bool) {
         for entry in &entries {
             if let Some(slot) = self.slots.get_mut(&entry.id) {
                 slot.asked = true;
@@ -354,13 +409,15 @@ impl Cache {
         self.tasks.spawn(async move {
             let outcome = issue::issue(channel, entries, kind, clock).await;
             // The receiver lives as long as the cache.
-            let _ = answers.send(outcome).await;
+            let _ = answers.send((outcome, in_background)).await;
         });
     }
 
-    fn on_issued(&mut self, outcome: Outcome) {
+    fn on_issued(&mut self, (outcome, in_background): Answer) {
         let now = self.deps.clock.now();
-        self.in_background = false;
+        if in_background {
+            self.background = Background::Idle;
+        }
         for (id, result) in outcome {
             let Some(slot) = self.slots.get_mut(&id) else {
                 continue;
@@ -379,9 +436,8 @@ impl Cache {
 
     /// The next instant at which something is due by itself: a renewal, another try, or an
     /// expiry. What waits for an answer or for the server is told.
-    fn next_time(&self) -> Option<SystemTime> {
+    fn next_time(&self, now: SystemTime) -> Option<SystemTime> {
         let open = self.link.channel().is_some();
-        let now = self.deps.clock.now();
         let due = |slot: &Slot| {
             let ask = if !open || slot.asked {
                 None
@@ -400,11 +456,18 @@ impl Cache {
                 .filter(|time| *time > now)
                 .min()
         };
-        self.slots.values().filter_map(due).min()
+        let background = match self.background {
+            Background::At(time) if open => Some(time),
+            _ => None,
+        };
+        self.slots.values().filter_map(due).chain(background).min()
     }
 
     fn publish(&mut self) {
         let now = self.deps.clock.now();
+        // What expired is gone for good: a clock that is set back does not revive it.
+        let slots = self.slots.values_mut();
+        slots.for_each(|slot| slot.svid = slot.svid.take().filter(|svid| svid.is_valid(now)));
         let entries = self.registry.entries();
         let served = entries.iter().map(|(id, entry)| Served {
             entry: Arc::clone(entry),
@@ -431,6 +494,14 @@ impl Slot {
         self.svid
             .as_ref()
             .is_none_or(|svid| self.renew_now || svid.is_due(entry, now))
+    }
+
+    /// Somebody waits: a try that failed before nobody did is not waited for any longer.
+    fn want(&mut self) {
+        if !self.wanted {
+            self.wanted = true;
+            self.retry_at = None;
+        }
     }
 
     fn received(&mut self, svid: Svid) {

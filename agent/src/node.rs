@@ -65,7 +65,8 @@ impl NodeError {
     }
 
     fn of(status: &Status) -> Self {
-        if let Some(reason) = denial_reason(status) {
+        // Without a known reason it is a refusal like others, and not for good.
+        if let Some(reason) = denial_reason(status).filter(|one| *one != Reason::Unknown) {
             return Self::Denied {
                 reason,
                 message: status.message().to_owned(),
