@@ -20,6 +20,7 @@ mod feed;
 use std::fmt::Debug;
 
 use async_trait::async_trait;
+use aws_lc_rs::rand;
 use bytes::Bytes;
 
 pub use error::{CommitError, KvError, Limit, Refusal, WatchError};
@@ -40,6 +41,21 @@ pub type Revision = u64;
 /// Revisions of different epochs cannot be compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Epoch(pub [u8; 16]);
+
+impl Epoch {
+    /// The epoch of a new store.
+    ///
+    /// # Errors
+    /// [`KvError::Unavailable`] when the system has no randomness.
+    pub(crate) fn random() -> Result<Self, KvError> {
+        let mut bytes = [0; 16];
+        rand::fill(&mut bytes).map_err(|_| KvError::Unavailable {
+            cause: "the operating system gave no random bytes".to_owned(),
+            way_out: "check that getrandom(2) is allowed for this process".to_owned(),
+        })?;
+        Ok(Self(bytes))
+    }
+}
 
 /// One key with its value and the revision of its last change.
 #[derive(Debug, Clone, PartialEq, Eq)]

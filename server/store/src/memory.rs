@@ -10,7 +10,6 @@ use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use aws_lc_rs::rand;
 use bytes::Bytes;
 
 use crate::kv::{
@@ -40,7 +39,7 @@ impl MemoryKv {
     /// As [`Self::new`], with a history of another size.
     pub(crate) fn with_ring(limits: RingLimits) -> Result<Self, KvError> {
         Ok(Self {
-            epoch: new_epoch()?,
+            epoch: Epoch::random()?,
             map: Mutex::default(),
             feed: Feed::new(0, limits),
         })
@@ -103,16 +102,6 @@ impl Kv for MemoryKv {
     fn revision(&self) -> Revision {
         self.feed.revision()
     }
-}
-
-/// A random epoch.
-pub(crate) fn new_epoch() -> Result<Epoch, KvError> {
-    let mut bytes = [0; 16];
-    rand::fill(&mut bytes).map_err(|_| KvError::Unavailable {
-        cause: "the operating system gave no random bytes".to_owned(),
-        way_out: "check that getrandom(2) is allowed for this process".to_owned(),
-    })?;
-    Ok(Epoch(bytes))
 }
 
 fn range<'m>(

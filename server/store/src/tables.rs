@@ -21,3 +21,6 @@ pub mod authorities;
 pub mod bundles;
 pub mod entries;
 pub mod join_tokens;
+
+#[cfg(test)]
+mod tests;

@@ -18,7 +18,6 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::layout::{self, Chunks, Fingerprint, Stored, Totals};
 use crate::kv::{Epoch, Item, KvError, Op, RESERVED_FROM, Revision, is_reserved};
-use crate::memory::new_epoch;
 use crate::record::{self, FrameError, RESTORE};
 
 /// Where the store is and what it may use.
@@ -287,7 +286,7 @@ impl Disk {
         if self.marked_at_all() {
             return Err(corrupt(&self.dir, "its contents are gone"));
         }
-        let epoch = new_epoch()?;
+        let epoch = Epoch::random()?;
         self.guarded("create", || {
             if !self.db.is_empty() {
                 return Err(Fault::Damaged("it is not a store of Vane".to_owned()));
@@ -486,8 +485,15 @@ fn unavailable(dir: &Path, doing: &str, error: &io::Error) -> KvError {
         }
         _ => "look at the disk and the kernel's log; the store tries again by itself",
     };
+    // sled hands on copies of errors whose text is the original's Debug.
+    let copy = error.raw_os_error().is_none() && error.kind() != io::ErrorKind::Other;
+    let text = if copy {
+        error.kind().to_string()
+    } else {
+        error.to_string()
+    };
     KvError::Unavailable {
-        cause: format!("{doing} of {} failed: {error}", dir.display()),
+        cause: format!("{doing} of {} failed: {text}", dir.display()),
         way_out: way_out.to_owned(),
     }
 }

@@ -2,6 +2,7 @@
 
 mod damage;
 mod faults;
+mod kill;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
