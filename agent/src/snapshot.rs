@@ -170,13 +170,31 @@ impl Snapshot {
         matches.0.iter().filter_map(|at| self.entries.get(*at))
     }
 
-    /// The IDs of the entries of `matches` that have no SVID yet.
+    /// The entries of `matches` that have no SVID.
     #[must_use]
-    pub fn pending(&self, matches: &Matches) -> Vec<EntryId> {
+    pub fn lacking(&self, matches: &Matches) -> Vec<EntryId> {
+        self.ids(matches, |state| !matches!(state, State::Ready(_)))
+    }
+
+    /// The entries of `matches` that have one.
+    #[must_use]
+    pub fn granted(&self, matches: &Matches) -> Box<[EntryId]> {
+        let ready = |state: &State| matches!(state, State::Ready(_));
+        self.ids(matches, ready).into()
+    }
+
+    fn ids(&self, matches: &Matches, wanted: impl Fn(&State) -> bool) -> Vec<EntryId> {
         self.served(matches)
-            .filter(|served| matches!(served.svid, State::Pending))
+            .filter(|served| wanted(&served.svid))
             .map(|served| served.entry.id.clone())
             .collect()
+    }
+
+    /// Whether an SVID for one of `matches` is on its way.
+    #[must_use]
+    pub fn is_pending(&self, matches: &Matches) -> bool {
+        self.served(matches)
+            .any(|served| matches!(served.svid, State::Pending))
     }
 
     /// The message of `kind` for `matches`, encoded; none when it would have nothing in it.

@@ -1,6 +1,7 @@
 //! The public socket: Workload API, Envoy SDS (not implemented yet), health and reflection.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +29,8 @@ use workload::WorkloadApi;
 
 /// The most streams of one connection (DESIGN "Agent").
 const STREAMS: u32 = 100;
+/// So long open streams may take to end at the shutdown.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// Why the socket is not served.
 #[derive(Debug, thiserror::Error)]
@@ -58,8 +61,9 @@ pub(crate) async fn serve(
             .with_service_name("envoy.service.secret.v3.SecretDiscoveryService")
             .with_service_name("grpc.health.v1.Health")
     };
+    let grace = stop.clone();
     let connections = listener.map(|accepted| Ok::<_, std::io::Error>(Connection::from(accepted)));
-    Server::builder()
+    let served = Server::builder()
         // One more than the limit: the stream over it is answered, not reset.
         .max_concurrent_streams(STREAMS + 1)
         .add_service(WorkloadApi::new(source))
@@ -67,9 +71,16 @@ pub(crate) async fn serve(
         .add_service(health_service)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
-        .serve_with_incoming_shutdown(connections, stop.cancelled_owned())
-        .await?;
-    Ok(())
+        .serve_with_incoming_shutdown(connections, stop.cancelled_owned());
+    // Streams of the Workload API end by themselves; a watch of the health service does not.
+    let overdue = async {
+        grace.cancelled().await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        ended = served => Ok(ended?),
+        () = overdue => Ok(()),
+    }
 }
 
 /// Envoy's secret discovery: there by name, not implemented yet.

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::Status;
 use vane_chassis::clock::Clock;
+use vane_identity::entry::EntryId;
 
 use super::connection::Connector;
 use crate::cache::Reader;
@@ -41,8 +42,10 @@ struct Updates {
     kind: Kind,
     outcome: Outcome,
     snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// The hash of the last message.
     sent: Option<u64>,
-    sent_for: Matches,
+    /// The entries whose SVIDs are in it.
+    granted: Box<[EntryId]>,
     patience: Instant,
     _guard: StreamGuard,
 }
@@ -73,7 +76,7 @@ pub(crate) async fn open(
         outcome,
         snapshots,
         sent: None,
-        sent_for: Matches::default(),
+        granted: Box::default(),
         patience: Instant::now() + PATIENCE,
         _guard: guard,
     };
@@ -103,7 +106,7 @@ impl Updates {
                 () = tokio::time::sleep_until(patience), if waits => {
                     return match self.take(true)? {
                         Some(message) => self.send(message),
-                        None => Err(Status::unavailable("the X509-SVID is not available yet")),
+                        None => Err(not_yet()),
                     };
                 }
                 _ = recheck.tick() => self.check()?,
@@ -119,27 +122,39 @@ impl Updates {
         if matches.is_empty() {
             return Err(self.nothing(&snapshot));
         }
+        // An identity that is gone is taken back at once, whatever else is on its way.
+        let withdrawn = self.is_withdrawn(&snapshot, &matches);
         if self.kind == Kind::X509Svid {
-            let pending = snapshot.pending(&matches);
-            // An identity that is gone is taken back at once, whatever else is on its way.
-            let shrunk = self.sent_for != Matches::default() && self.sent_for != matches;
-            if !pending.is_empty() {
-                self.source.reader.want(pending);
-                let now = impatient || (shrunk && self.sent.is_some());
-                if !now {
-                    return Ok(None);
-                }
+            let lacking = snapshot.lacking(&matches);
+            if !lacking.is_empty() {
+                self.source.reader.want(lacking);
+            }
+            if snapshot.is_pending(&matches) && !impatient && !withdrawn {
+                return Ok(None);
             }
         }
         let message = snapshot.message(self.kind, &matches, self.source.clock.now());
-        self.sent_for = matches;
         let Some(message) = message else {
-            return Ok(None);
+            return match withdrawn {
+                true => Err(not_yet()),
+                false => Ok(None),
+            };
         };
+        self.granted = snapshot.granted(&matches);
         let mut hasher = DefaultHasher::new();
         message.hash(&mut hasher);
         let hash = hasher.finish();
         Ok((self.sent.replace(hash) != Some(hash)).then_some(message))
+    }
+
+    /// Whether an entry of the last message no longer matches.
+    fn is_withdrawn(&self, snapshot: &Snapshot, matches: &Matches) -> bool {
+        let still = |id: &EntryId| {
+            snapshot
+                .served(matches)
+                .any(|served| served.entry.id == *id)
+        };
+        !self.granted.iter().all(still)
     }
 
     fn nothing(&self, snapshot: &Snapshot) -> Status {
@@ -166,4 +181,8 @@ impl Updates {
                 ))
             })
     }
+}
+
+fn not_yet() -> Status {
+    Status::unavailable("the X509-SVID is not available yet")
 }

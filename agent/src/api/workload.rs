@@ -23,6 +23,8 @@ use super::updates::{self, Source};
 use crate::snapshot::Kind;
 
 const HEADER: &str = "workload.spiffe.io";
+/// The requests of all three streams are empty; more only costs memory.
+const MAX_REQUEST_BYTES: usize = 64 * 1024;
 
 /// The service.
 #[derive(Clone)]
@@ -87,7 +89,8 @@ fn serve<T: Message + Default + Send + Sync + 'static>(
     request: http::Request<Body>,
 ) -> Answer {
     Box::pin(async move {
-        let mut grpc = Grpc::new(Encoded::<T>::default());
+        let grpc = Grpc::new(Encoded::<T>::default());
+        let mut grpc = grpc.max_decoding_message_size(MAX_REQUEST_BYTES);
         Ok(grpc.server_streaming(Fetch { source, kind }, request).await)
     })
 }
