@@ -7,24 +7,25 @@
 //!   itself, and is absent otherwise;
 //! * an entry under the server's ID is an alias: it is in no digest and no family's `below`.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use vane_identity::digest::Member;
 use vane_identity::entry::{Entry, EntryId};
 use vane_identity::id::{SpiffeId, TrustDomain};
 
 use super::alias::Aliases;
-use super::compact::{Compact, Rare};
+use super::compact::{Compact, Flags, Texts};
 use super::intern::Interned;
 use super::key::Key;
 use super::log::{Log, Shaken, Touched};
-use super::node::Node;
+use super::node::{Node, name};
 use super::selectors::Selectors;
 use super::slab::Slab;
 
 /// All entries, by ID, by SPIFFE ID and by parent.
 #[derive(Debug)]
 pub(crate) struct Graph {
+    pub(super) trust_domain: TrustDomain,
     pub(super) entries: Slab<Compact>,
     pub(super) by_key: BTreeMap<Key, u32>,
     pub(super) nodes: Interned<Node>,
@@ -34,22 +35,21 @@ pub(crate) struct Graph {
     pub(super) server: u32,
     /// Entries that count now and will not some day, by that time (Unix seconds).
     expiries: BTreeSet<(i64, u32)>,
-    /// Trust domains that entries federate with. Only names of bundles come here, so it
-    /// stays small and is never swept.
-    domains: HashSet<TrustDomain>,
     /// Nodes that may have become unused. They are freed by [`Graph::sweep`] only, so that
     /// the numbers in a [`Log`] stay good until it was read.
     garbage: Vec<u32>,
 }
 
 impl Graph {
-    /// A graph without entries, of the server whose ID is `server`.
-    pub(crate) fn new(server: SpiffeId) -> Self {
+    /// A graph without entries, of a server with the ID `server`.
+    pub(crate) fn new(server: &SpiffeId) -> Self {
+        let trust_domain = server.trust_domain();
         let mut nodes = Interned::default();
-        let mut node = Node::new(server);
+        let mut node = Node::new(name(server, &trust_domain));
         node.pins = 1;
         let server = nodes.insert(node);
         Self {
+            trust_domain,
             nodes,
             server,
             entries: Slab::default(),
@@ -57,7 +57,6 @@ impl Graph {
             selectors: Selectors::default(),
             aliases: Aliases::default(),
             expiries: BTreeSet::new(),
-            domains: HashSet::new(),
             garbage: Vec::new(),
         }
     }
@@ -164,22 +163,14 @@ impl Graph {
     }
 
     fn intern(&mut self, id: &SpiffeId) -> u32 {
-        match self.nodes.find(id) {
+        let name = name(id, &self.trust_domain);
+        match self.nodes.find(&name) {
             Some(number) => number,
-            None => self.nodes.insert(Node::new(id.clone())),
+            None => self.nodes.insert(Node::new(name)),
         }
     }
 
     fn compact(&mut self, key: Key, entry: &Entry, mod_revision: u64) -> Compact {
-        let domains = &mut self.domains;
-        let shared = |domain: &TrustDomain| {
-            if let Some(known) = domains.get(domain) {
-                return known.clone();
-            }
-            domains.insert(domain.clone());
-            domain.clone()
-        };
-        let rare = Rare::of(entry, shared);
         Compact {
             key,
             spiffe: self.intern(&entry.spiffe_id),
@@ -188,8 +179,12 @@ impl Graph {
             created_at: entry.created_at,
             revision_number: entry.revision_number,
             mod_revision,
+            expires_at: entry.expires_at,
+            x509_svid_ttl: entry.x509_svid_ttl,
+            jwt_svid_ttl: entry.jwt_svid_ttl,
             live: false,
-            rare,
+            flags: Flags::of(entry),
+            texts: Texts::of(entry),
         }
     }
 
@@ -432,15 +427,15 @@ impl Graph {
     fn note_expiry(&mut self, slot: u32) {
         if let Some(entry) = self.entries.get(slot)
             && entry.live
-            && entry.expires_at() != 0
+            && entry.expires_at != 0
         {
-            self.expiries.insert((entry.expires_at(), slot));
+            self.expiries.insert((entry.expires_at, slot));
         }
     }
 
     fn forget_expiry(&mut self, slot: u32) {
         if let Some(entry) = self.entries.get(slot) {
-            self.expiries.remove(&(entry.expires_at(), slot));
+            self.expiries.remove(&(entry.expires_at, slot));
         }
     }
 

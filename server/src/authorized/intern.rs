@@ -1,7 +1,6 @@
-//! SPIFFE IDs and selectors by number, each text kept once.
+//! Values by number, each kept once, found again by a part of them.
 //!
-//! A number lives while something refers to it: selectors count their users; an ID is
-//! dropped by its owner, the graph, when nothing names it any longer.
+//! Who puts a value in decides how long it stays.
 
 use std::hash::{BuildHasher, Hash};
 
@@ -9,7 +8,7 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 
 use super::slab::Slab;
 
-/// Values by number and numbers by value; `T` holds a key `K`.
+/// Values by number and numbers by value.
 #[derive(Debug)]
 pub(crate) struct Interned<T> {
     slab: Slab<T>,
@@ -30,16 +29,18 @@ impl<T> Default for Interned<T> {
 /// Something that is found by a part of it.
 pub(crate) trait Keyed {
     /// The part.
-    type Key: Hash + Eq + ?Sized;
+    type Key<'k>: Hash + Eq
+    where
+        Self: 'k;
     /// The part of `self`.
-    fn key(&self) -> &Self::Key;
+    fn key(&self) -> Self::Key<'_>;
 }
 
 impl<T: Keyed> Interned<T> {
     /// The number of the value with `key`.
-    pub(crate) fn find(&self, key: &T::Key) -> Option<u32> {
+    pub(crate) fn find<'k>(&'k self, key: &T::Key<'k>) -> Option<u32> {
         let hash = self.hasher.hash_one(key);
-        let is_it = |number: &u32| self.slab.get(*number).is_some_and(|it| it.key() == key);
+        let is_it = |number: &u32| self.slab.get(*number).is_some_and(|it| it.key() == *key);
         self.table.find(hash, is_it).copied()
     }
 

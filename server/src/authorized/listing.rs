@@ -101,9 +101,9 @@ impl Graph {
         slots
             .filter_map(|slot| self.entries.get(slot))
             .filter(|entry| entry.live)
-            .filter_map(|entry| entry.rare.as_ref())
-            .fold((false, false), |(admin, downstream), rare| {
-                (admin || rare.admin, downstream || rare.downstream)
+            .map(|entry| entry.flags)
+            .fold((false, false), |(admin, downstream), flags| {
+                (admin || flags.admin, downstream || flags.downstream)
             })
     }
 
@@ -166,7 +166,7 @@ impl Graph {
     fn prepare<'f>(&self, filter: &'f EntryFilter) -> Option<Prepared<'f>> {
         let number = |id: &Option<SpiffeId>| match id {
             None => Some(None),
-            Some(id) => self.nodes.find(id).map(Some),
+            Some(id) => self.node(id).map(Some),
         };
         let selectors = filter.selectors.as_ref().map(|wanted| {
             let known = self.selectors.known(&wanted.selectors);
@@ -220,16 +220,16 @@ impl Prepared<'_> {
     }
 
     fn accepts_rare(&self, entry: &Compact) -> bool {
-        let rare = entry.rare.as_deref();
-        let hint = rare.map_or("", |rare| &rare.hint);
-        let downstream = rare.is_some_and(|rare| rare.downstream);
-        let domains = rare.map_or(&[][..], |rare| &rare.federates_with);
         let filter = self.filter;
-        filter.hint.as_ref().is_none_or(|wanted| hint == wanted)
-            && filter.downstream.is_none_or(|wanted| downstream == wanted)
+        let downstream = entry.flags.downstream;
+        filter.downstream.is_none_or(|wanted| downstream == wanted)
+            && filter
+                .hint
+                .as_ref()
+                .is_none_or(|wanted| entry.texts.hint() == wanted)
             && filter
                 .federates_with
                 .as_ref()
-                .is_none_or(|wanted| wanted.accepts(domains))
+                .is_none_or(|wanted| wanted.accepts(&entry.texts.federates_with()))
     }
 }

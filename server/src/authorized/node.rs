@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use vane_identity::digest::Digest;
-use vane_identity::id::SpiffeId;
+use vane_identity::id::{SpiffeId, TrustDomain};
 
 use super::few::Few;
 use super::intern::Keyed;
@@ -11,8 +11,8 @@ use super::intern::Keyed;
 /// A SPIFFE ID that an entry or a connected agent has.
 #[derive(Debug)]
 pub(crate) struct Node {
-    /// The ID.
-    pub(crate) id: SpiffeId,
+    /// The ID; of the own trust domain only the path.
+    name: Box<str>,
     /// Slots of the entries whose SPIFFE ID it is.
     pub(crate) named_by: Few,
     /// What stands under it, when something does.
@@ -36,15 +36,32 @@ pub(crate) struct Family {
     pub(crate) below: BTreeMap<u32, u32>,
 }
 
+/// The name of an ID in a graph of `own`: the path, if it is of that trust domain.
+pub(crate) fn name<'i>(id: &'i SpiffeId, own: &TrustDomain) -> &'i str {
+    if id.is_member_of(own) && !id.path().is_empty() {
+        id.path()
+    } else {
+        id.as_str()
+    }
+}
+
 impl Node {
-    /// An ID that nothing refers to yet.
-    pub(crate) fn new(id: SpiffeId) -> Self {
+    /// An ID that nothing refers to yet, by its name in a graph.
+    pub(crate) fn new(name: &str) -> Self {
         Self {
-            id,
+            name: name.into(),
             named_by: Few::None,
             family: None,
             pins: 0,
         }
+    }
+
+    /// The ID, in a graph of `own`.
+    pub(crate) fn id(&self, own: &TrustDomain) -> Option<SpiffeId> {
+        if self.name.starts_with('/') {
+            return own.with_path(&self.name).ok();
+        }
+        SpiffeId::parse(&self.name).ok()
     }
 
     /// Whether an entry that counts stands under it.
@@ -64,8 +81,8 @@ impl Node {
 }
 
 impl Keyed for Node {
-    type Key = SpiffeId;
-    fn key(&self) -> &SpiffeId {
-        &self.id
+    type Key<'k> = &'k str;
+    fn key(&self) -> &str {
+        &self.name
     }
 }

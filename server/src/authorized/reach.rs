@@ -7,8 +7,9 @@ use vane_identity::entry::{Entry, EntryId};
 use vane_identity::id::SpiffeId;
 use vane_identity::selector::SelectorSet;
 
-use super::compact::{Compact, Rare};
+use super::compact::Compact;
 use super::graph::Graph;
+use super::node::name;
 use super::selectors::{Numbers, is_subset};
 
 /// Numbers of the parents that an agent reaches, all with live children.
@@ -20,7 +21,7 @@ pub(crate) type Cursor = (u32, u32);
 impl Graph {
     /// The number of an ID that something has.
     pub(crate) fn node(&self, id: &SpiffeId) -> Option<u32> {
-        self.nodes.find(id)
+        self.nodes.find(&name(id, &self.trust_domain))
     }
 
     /// The parents that an agent reaches: its own ID, its aliases, then the SPIFFE IDs of what
@@ -44,7 +45,7 @@ impl Graph {
 
     /// As [`Graph::reach`], of an agent that need not be connected.
     pub(crate) fn reach_of(&self, id: &SpiffeId, selectors: &SelectorSet) -> Reach {
-        self.reach(self.nodes.find(id), &self.selectors.known(selectors))
+        self.reach(self.node(id), &self.selectors.known(selectors))
     }
 
     /// The SPIFFE IDs of the aliases that an agent with these selectors has.
@@ -133,24 +134,23 @@ impl Graph {
 
     /// An entry with its texts.
     pub(crate) fn expand(&self, entry: &Compact) -> Option<Entry> {
-        let rare = entry.rare.as_deref().cloned().unwrap_or_else(Rare::default);
         Some(Entry {
             id: entry.key.id(),
-            spiffe_id: self.nodes.get(entry.spiffe)?.id.clone(),
-            parent_id: self.nodes.get(entry.parent)?.id.clone(),
+            spiffe_id: self.nodes.get(entry.spiffe)?.id(&self.trust_domain)?,
+            parent_id: self.nodes.get(entry.parent)?.id(&self.trust_domain)?,
             selectors: self.selectors.set(&entry.selectors),
-            x509_svid_ttl: rare.x509_svid_ttl,
-            federates_with: rare.federates_with.into_vec(),
-            admin: rare.admin,
-            downstream: rare.downstream,
-            expires_at: rare.expires_at,
-            dns_names: rare.dns_names.into_iter().map(String::from).collect(),
+            x509_svid_ttl: entry.x509_svid_ttl,
+            federates_with: entry.texts.federates_with(),
+            admin: entry.flags.admin,
+            downstream: entry.flags.downstream,
+            expires_at: entry.expires_at,
+            dns_names: entry.texts.dns_names(),
             revision_number: entry.revision_number,
-            store_svid: rare.store_svid,
-            jwt_svid_ttl: rare.jwt_svid_ttl,
-            hint: rare.hint.into(),
+            store_svid: entry.flags.store_svid,
+            jwt_svid_ttl: entry.jwt_svid_ttl,
+            hint: entry.texts.hint().to_owned(),
             created_at: entry.created_at,
-            additional_attributes: rare.additional_attributes,
+            additional_attributes: entry.flags.additional_attributes,
         })
     }
 

@@ -216,7 +216,7 @@ proptest! {
     fn sets_and_digests_are_those_of_a_naive_crawl(
         changes in proptest::collection::vec(change(), 1..60),
     ) {
-        let mut graph = Graph::new(trust_domain().server_id().unwrap());
+        let mut graph = Graph::new(&trust_domain().server_id().unwrap());
         let mut model = Model::default();
         for change in &changes {
             model.apply(&mut graph, change);
@@ -233,7 +233,7 @@ proptest! {
 
 #[test]
 fn older_revisions_of_an_entry_are_ignored() {
-    let mut graph = Graph::new(trust_domain().server_id().unwrap());
+    let mut graph = Graph::new(&trust_domain().server_id().unwrap());
     let mut log = Log::default();
     let old = entry(1, workload(1), agent(1), 1);
     let mut new = old.clone();
@@ -248,7 +248,7 @@ fn older_revisions_of_an_entry_are_ignored() {
 
 #[test]
 fn an_update_that_moves_nothing_shakes_nobody() {
-    let mut graph = Graph::new(trust_domain().server_id().unwrap());
+    let mut graph = Graph::new(&trust_domain().server_id().unwrap());
     let mut log = Log::default();
     graph.put(&entry(1, workload(1), agent(1), 1), 1, 0, &mut log);
     graph.put(&entry(2, workload(2), workload(1), 1), 2, 0, &mut log);
@@ -263,7 +263,7 @@ fn an_update_that_moves_nothing_shakes_nobody() {
 
 #[test]
 fn a_walk_through_a_set_goes_on_where_it_stopped_whatever_happened_meanwhile() {
-    let mut graph = Graph::new(trust_domain().server_id().unwrap());
+    let mut graph = Graph::new(&trust_domain().server_id().unwrap());
     let mut log = Log::default();
     for number in 0..6 {
         let parent = if number < 3 { agent(0) } else { workload(0) };

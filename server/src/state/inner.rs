@@ -90,7 +90,7 @@ impl Inner {
     /// An empty state, of the server whose ID is `server`.
     pub(super) fn new(server: SpiffeId) -> Self {
         Self {
-            graph: Graph::new(server),
+            graph: Graph::new(&server),
             agents: BTreeMap::new(),
             bundles: BTreeMap::new(),
             live: Live::default(),
