@@ -398,6 +398,8 @@ impl Cache {
         for entry in &entries {
             if let Some(slot) = self.slots.get_mut(&entry.id) {
                 slot.asked = true;
+                // What is said from now on is about the SVID that comes.
+                slot.renew_now = false;
             }
         }
         let answers = self.answers.0.clone();
@@ -508,6 +510,7 @@ impl Slot {
         *self = Self {
             svid: Some(Arc::new(svid)),
             wanted: self.wanted,
+            renew_now: self.renew_now,
             ..Self::default()
         };
     }
@@ -518,6 +521,7 @@ impl Slot {
             .min(RETRY_MAX);
         let delay = doubled.mul_f64(0.5 + fastrand::f64() / 2.0);
         self.failures += 1;
+        self.renew_now = true;
         self.retry_at = Some(now + delay);
         delay
     }
@@ -541,3 +545,6 @@ async fn at(clock: &dyn Clock, time: Option<SystemTime>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,6 +23,9 @@ pub mod node;
 pub mod cache;
 pub mod renewal;
 
+#[cfg(test)]
+mod testing;
+
 mod api;
 
 pub mod app;

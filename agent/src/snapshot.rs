@@ -110,6 +110,13 @@ impl Snapshot {
         self.bundles.get(&self.trust_domain)
     }
 
+    /// An entry by its ID, for `explain` and tests.
+    #[must_use]
+    pub fn find(&self, id: &EntryId) -> Option<&Served> {
+        let at = self.entries.binary_search_by(|one| one.entry.id.cmp(id));
+        at.ok().and_then(|at| self.entries.get(at))
+    }
+
     /// The entries that match what is known of a process.
     #[must_use]
     pub fn matches(&self, outcome: &Outcome) -> Matches {

@@ -114,3 +114,6 @@ impl SecretDiscoveryService for Sds {
         Err(Status::unimplemented(SDS))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,210 @@
+use vane_identity::bundle::Bundle;
+use vane_wire::status::Refusal;
+use vane_wire::vane::sync::v1::watch_request::Request as Ask;
+use vane_wire::vane::sync::v1::watch_response::Response as Say;
+use vane_wire::vane::sync::v1::{Heartbeat, List, Renew};
+
+use super::*;
+use crate::testing::{Fake, Running, Session, TTL, entry, soon};
+
+/// A cache in sync with `entries`.
+async fn synced(entries: &[Entry]) -> (Fake, Running, Session, Bundle) {
+    let mut fake = Fake::new();
+    let mut running = fake.cache();
+    let session = fake.session().await;
+    assert!(session.hello.epoch.is_empty(), "nothing is known yet");
+    let bundle = fake.bundle(false);
+    session.bundle(&bundle).await;
+    session.change(entries, &[]).await;
+    session.in_sync(entries, &bundle).await;
+    running.in_sync().await;
+    (fake, running, session, bundle)
+}
+
+/// Waits for a snapshot of which `holds` is true.
+async fn until(running: &mut Running, holds: impl Fn(&Snapshot) -> bool) {
+    let mut snapshots = running.reader.snapshots();
+    soon(snapshots.wait_for(|snapshot| holds(snapshot)))
+        .await
+        .unwrap();
+}
+
+fn ids(names: &[&str]) -> Vec<EntryId> {
+    names.iter().map(|id| EntryId::parse(id).unwrap()).collect()
+}
+
+fn has_svid(snapshot: &Snapshot, id: &str) -> bool {
+    let one = snapshot.find(&EntryId::parse(id).unwrap());
+    matches!(one.map(|served| &served.svid), Some(State::Ready(_)))
+}
+
+#[tokio::test]
+async fn what_somebody_waits_for_is_fetched_at_once_and_the_rest_in_the_background() {
+    let entries = [entry("a", "unix:uid:1"), entry("b", "unix:uid:2")];
+    let (mut fake, mut running, _session, _) = synced(&entries).await;
+    running.reader.want(ids(&["a"]));
+    assert_eq!(fake.batch().await, ["a"]);
+    until(&mut running, |now| has_svid(now, "a")).await;
+    assert!(fake.is_quiet(), "the rest waits");
+    fake.clock.advance(PAUSE);
+    assert_eq!(fake.batch().await, ["b"]);
+    until(&mut running, |now| has_svid(now, "b")).await;
+}
+
+#[tokio::test]
+async fn an_svid_is_replaced_around_half_of_its_life_and_not_before() {
+    let (mut fake, mut running, _session, _) = synced(&[entry("a", "unix:uid:1")]).await;
+    running.reader.want(ids(&["a"]));
+    fake.batch().await;
+    until(&mut running, |now| has_svid(now, "a")).await;
+    fake.clock.advance(TTL.mul_f64(0.44));
+    until(&mut running, |now| has_svid(now, "a")).await;
+    assert!(fake.is_quiet());
+    fake.clock.advance(TTL.mul_f64(0.12));
+    assert_eq!(fake.batch().await, ["a"]);
+}
+
+#[tokio::test]
+async fn an_svid_is_replaced_when_its_entry_changes_and_gone_with_it() {
+    let (mut fake, mut running, session, _) = synced(&[entry("a", "unix:uid:1")]).await;
+    running.reader.want(ids(&["a"]));
+    fake.batch().await;
+    let mut changed = entry("a", "unix:uid:1");
+    changed.revision_number = 1;
+    session.change(&[changed], &[]).await;
+    assert_eq!(fake.batch().await, ["a"]);
+    until(&mut running, |now| has_svid(now, "a")).await;
+    session.change(&[], &["a"]).await;
+    until(&mut running, |now| now.find(&ids(&["a"])[0]).is_none()).await;
+}
+
+#[tokio::test]
+async fn svids_are_replaced_on_demand_and_when_their_authority_is_tainted() {
+    let (mut fake, mut running, session, _) = synced(&[entry("a", "unix:uid:1")]).await;
+    running.reader.want(ids(&["a"]));
+    fake.batch().await;
+    until(&mut running, |now| has_svid(now, "a")).await;
+    let renew = |entry_ids: &[&str]| {
+        Say::Renew(Renew {
+            entry_ids: entry_ids.iter().map(|id| (*id).to_owned()).collect(),
+            authority_ids: Vec::new(),
+        })
+    };
+    session.say(renew(&["a", "nosuch"])).await;
+    assert_eq!(fake.batch().await, ["a"]);
+    session.bundle(&fake.bundle(true)).await;
+    assert_eq!(fake.batch().await, ["a"], "its authority is tainted");
+}
+
+#[tokio::test]
+async fn an_svid_that_expired_is_not_served_and_a_clock_set_back_does_not_revive_it() {
+    let (mut fake, mut running, session, _) = synced(&[entry("a", "unix:uid:1")]).await;
+    running.reader.want(ids(&["a"]));
+    fake.batch().await;
+    until(&mut running, |now| has_svid(now, "a")).await;
+    fake.refuse("a", true);
+    let before = vane_chassis::clock::Clock::now(&*fake.clock);
+    fake.clock.advance(TTL + Duration::from_secs(2));
+    until(&mut running, |now| !has_svid(now, "a")).await;
+    fake.clock.set(before);
+    session.change(&[entry("b", "unix:uid:2")], &[]).await;
+    until(&mut running, |now| now.find(&ids(&["b"])[0]).is_some()).await;
+    assert!(!has_svid(&running.reader.snapshots().borrow(), "a"));
+}
+
+#[tokio::test]
+async fn a_refusal_hides_no_other_entry_and_is_tried_again() {
+    let entries = [entry("a", "unix:uid:1"), entry("b", "unix:uid:2")];
+    let (mut fake, mut running, _session, _) = synced(&entries).await;
+    fake.refuse("a", true);
+    running.reader.want(ids(&["a", "b"]));
+    assert_eq!(fake.batch().await, ["a", "b"]);
+    until(&mut running, |now| has_svid(now, "b")).await;
+    assert!(!has_svid(&running.reader.snapshots().borrow(), "a"));
+    fake.refuse("a", false);
+    fake.clock.advance(RETRY);
+    assert_eq!(fake.batch().await, ["a"]);
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_is_resumed_with_what_is_held() {
+    let entries = [entry("a", "unix:uid:1")];
+    let (mut fake, running, session, bundle) = synced(&entries).await;
+    session.end(None).await;
+    let session = fake.session().await;
+    assert_eq!(session.hello.epoch.len(), 16);
+    assert_eq!(session.hello.set_digest.len(), 16);
+    session.in_sync(&entries, &bundle).await;
+    running.own_svid.send_replace(1);
+    let session = fake.session().await;
+    assert_eq!(
+        session.hello.epoch.len(),
+        16,
+        "a new SVID of the agent, a new stream"
+    );
+}
+
+#[tokio::test]
+async fn a_difference_after_a_resume_makes_the_agent_ask_for_everything() {
+    let (mut fake, _running, session, bundle) = synced(&[entry("a", "unix:uid:1")]).await;
+    session.in_sync(&[], &bundle).await;
+    let mut session = fake.session().await;
+    assert!(session.hello.epoch.is_empty());
+    let list = |last| {
+        Say::List(List {
+            items: Vec::new(),
+            last,
+        })
+    };
+    session.say(list(false)).await;
+    session.say(list(true)).await;
+    let need = soon(session.requests.message()).await.unwrap().unwrap();
+    assert!(matches!(need.request, Some(Ask::Need(need)) if need.entry_ids.is_empty()));
+    session.in_sync(&[], &bundle).await;
+    let ack = soon(session.requests.message()).await.unwrap().unwrap();
+    assert!(matches!(ack.request, Some(Ask::Ack(_))));
+}
+
+#[tokio::test]
+async fn a_heartbeat_is_answered_with_what_was_applied() {
+    let (_fake, _running, mut session, _) = synced(&[]).await;
+    session
+        .say(Say::Heartbeat(Heartbeat {
+            revision: 77,
+            time: 0,
+        }))
+        .await;
+    let answered = async {
+        loop {
+            let request = session.requests.message().await.unwrap().unwrap();
+            if matches!(request.request, Some(Ask::Ack(ack)) if ack.revision == 77) {
+                return;
+            }
+        }
+    };
+    soon(answered).await;
+}
+
+#[tokio::test]
+async fn a_denial_with_a_reason_ends_the_cache_and_one_without_does_not() {
+    let (mut fake, mut running, session, _) = synced(&[]).await;
+    session
+        .end(Some(Refusal::denied(Reason::Unknown, "who knows").into()))
+        .await;
+    let session = fake.session().await;
+    session
+        .end(Some(Status::permission_denied("authorization denied")))
+        .await;
+    let session = fake.session().await;
+    session
+        .end(Some(Refusal::denied(Reason::AgentBanned, "banned").into()))
+        .await;
+    let ended = soon(running.ended.recv()).await.unwrap();
+    assert!(matches!(
+        ended,
+        Err(CacheError::Denied {
+            reason: Reason::AgentBanned,
+            ..
+        })
+    ));
+}
