@@ -14,3 +14,10 @@ pub mod subject;
 
 pub mod csr;
 pub mod profile;
+
+pub mod x509;
+
+pub mod issue;
+pub mod schedule;
+
+pub mod authority;

@@ -32,7 +32,10 @@ pub enum Leaf {
         /// Who asked: a SPIFFE ID, or `local` for the admin socket.
         caller: String,
         /// The entry it comes from; none for agents, the server and authorities.
-        #[serde(serialize_with = "entry_id_text", skip_serializing_if = "Option::is_none")]
+        #[serde(
+            serialize_with = "entry_id_text",
+            skip_serializing_if = "Option::is_none"
+        )]
         entry_id: Option<EntryId>,
         /// Seconds since the Unix epoch.
         not_after: i64,

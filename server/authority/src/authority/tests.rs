@@ -1,0 +1,288 @@
+use vane_chassis::clock::Manual;
+use vane_identity::id::{SpiffeId, TrustDomain};
+use vane_identity::key::{KeyType, PrivateKey};
+use vane_identity::x509_svid::{Role, serial_decimal};
+use vane_store::memory::MemoryKv;
+
+use super::*;
+use crate::key_manager::Memory;
+use crate::profile::SvidKind;
+use crate::subject::SubjectConfig;
+
+struct World {
+    clock: Arc<Manual>,
+    kv: Arc<MemoryKv>,
+    keys: Arc<dyn KeyManager>,
+}
+
+fn own() -> TrustDomain {
+    TrustDomain::parse("example.org").unwrap()
+}
+
+fn config() -> ProfileConfig {
+    ProfileConfig {
+        trust_domain: own(),
+        ca_ttl: Duration::from_secs(24 * 3_600),
+        ca_key_type: KeyType::EcP256,
+        ca_subject: SubjectConfig::default(),
+        default_x509_svid_ttl: Duration::from_secs(3_600),
+        agent_ttl: None,
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            clock: Arc::new(Manual::starting_now()),
+            kv: Arc::new(MemoryKv::new().unwrap()),
+            keys: Arc::new(Memory::default()),
+        }
+    }
+
+    async fn open(&self) -> Arc<Authority> {
+        let clock: Arc<dyn Clock> = self.clock.clone();
+        let deps = Deps {
+            kv: self.kv.clone(),
+            keys: Arc::clone(&self.keys),
+            log: Arc::new(Log::off(Arc::clone(&clock))),
+            server_id: "s1".to_owned(),
+            clock,
+        };
+        Authority::open(&config(), deps).await.unwrap()
+    }
+
+    async fn bundle(&self) -> Bundle {
+        bundles::get(&*self.kv, &own())
+            .await
+            .unwrap()
+            .unwrap()
+            .value
+    }
+}
+
+fn states(authority: &Arc<Authority>) -> Vec<AuthorityState> {
+    authority
+        .authorities()
+        .borrow()
+        .iter()
+        .map(|record| record.state)
+        .collect()
+}
+
+fn id_in(authority: &Arc<Authority>, state: AuthorityState) -> String {
+    let all = authority.authorities().borrow().clone();
+    all.iter()
+        .find(|record| record.state == state)
+        .unwrap()
+        .id
+        .clone()
+}
+
+fn request(path: &str, kind: SvidKind) -> X509Request {
+    let (_, public_key) = PrivateKey::generate(KeyType::EcP256).unwrap();
+    X509Request {
+        kind,
+        spiffe_id: SpiffeId::parse(&format!("spiffe://example.org{path}")).unwrap(),
+        public_key,
+        ttl: Duration::ZERO,
+        caller: "test".to_owned(),
+        entry_id: None,
+    }
+}
+
+fn workload() -> SvidKind {
+    SvidKind::Workload {
+        dns_names: Vec::new(),
+    }
+}
+
+/// Proves: ID-27, ID-28, ID-29, X509-09, X509-10, X509-11, X509-12, X509-15, X509-22, FED-04.
+#[tokio::test]
+async fn an_opened_server_has_one_active_authority_whose_certificate_is_in_the_bundle() {
+    let world = World::new();
+    let authority = world.open().await;
+    assert_eq!(states(&authority), [AuthorityState::Active]);
+    let bundle = world.bundle().await;
+    assert_eq!(bundle.x509_authorities.len(), 1);
+    assert_eq!(
+        bundle.x509_authorities[0].authority_id().unwrap(),
+        id_in(&authority, AuthorityState::Active)
+    );
+    let info = bundle.x509_authorities[0].certificate.info().unwrap();
+    assert!(info.is_ca);
+    assert_eq!(info.spiffe_id, Some(own().id()));
+}
+
+/// Proves: ID-26, ID-31, X509-01, X509-17, X509-27, X509-28.
+#[tokio::test]
+async fn an_issued_svid_verifies_against_the_stored_bundle() {
+    let world = World::new();
+    let authority = world.open().await;
+    let requests = (0..130)
+        .map(|n| request(&format!("/w/{n}"), workload()))
+        .collect();
+    let issued = authority.issue_x509(requests).await;
+    let anchors = world.bundle().await.anchors();
+    let mut serials = std::collections::HashSet::new();
+    for (n, svid) in issued.into_iter().enumerate() {
+        let svid = svid.unwrap();
+        assert_eq!(
+            svid.id().path(),
+            format!("/w/{n}"),
+            "results come in the order of the requests"
+        );
+        assert!(serials.insert(serial_decimal(&svid.leaf().serial)));
+        anchors
+            .verify(svid, Role::Client, world.clock.now())
+            .unwrap();
+    }
+}
+
+/// Proves: ID-35, X509-06.
+#[tokio::test]
+async fn one_request_that_is_refused_spoils_no_other() {
+    let world = World::new();
+    let authority = world.open().await;
+    let foreign = X509Request {
+        spiffe_id: SpiffeId::parse("spiffe://other.org/x").unwrap(),
+        ..request("/x", workload())
+    };
+    let requests = vec![
+        request("/a", workload()),
+        foreign,
+        request("/spire/server", workload()),
+        request("/b", workload()),
+    ];
+    let issued = authority.issue_x509(requests).await;
+    let good: Vec<bool> = issued.iter().map(std::result::Result::is_ok).collect();
+    assert_eq!(good, [true, false, false, true]);
+}
+
+/// Proves: FED-02, FED-04, FED-05, TDB-09, TDB-10.
+#[tokio::test]
+async fn authorities_rotate_by_the_clock_and_each_is_published_before_it_signs() {
+    let world = World::new();
+    let authority = world.open().await;
+    let first = id_in(&authority, AuthorityState::Active);
+    let sequence = world.bundle().await.sequence_number;
+    let hour = Duration::from_secs(3_600);
+
+    world.clock.advance(12 * hour + Duration::from_secs(1));
+    authority.catch_up().await.unwrap();
+    assert_eq!(id_in(&authority, AuthorityState::Active), first);
+    assert_eq!(world.bundle().await.x509_authorities.len(), 2);
+    assert!(world.bundle().await.sequence_number > sequence);
+
+    world.clock.advance(8 * hour);
+    let next = id_in(&authority, AuthorityState::Prepared);
+    authority.catch_up().await.unwrap();
+    assert_eq!(id_in(&authority, AuthorityState::Active), next);
+    let svid = authority
+        .issue_x509(vec![request("/w", workload())])
+        .await
+        .remove(0)
+        .unwrap();
+    let signer = svid.leaf().authority_key_id.clone().unwrap();
+    assert_eq!(
+        signer
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<String>(),
+        next
+    );
+
+    for _ in 0..6 {
+        world.clock.advance(8 * hour);
+        authority.catch_up().await.unwrap();
+    }
+    let left = world.bundle().await.x509_authorities;
+    assert!(
+        left.len() <= 3 && left.iter().all(|one| one.authority_id().unwrap() != first),
+        "the first is gone"
+    );
+}
+
+#[tokio::test]
+async fn a_restart_continues_the_same_authorities() {
+    let world = World::new();
+    let first = id_in(&world.open().await, AuthorityState::Active);
+    let again = world.open().await;
+    assert_eq!(id_in(&again, AuthorityState::Active), first);
+    assert_eq!(world.bundle().await.sequence_number, 1);
+}
+
+#[tokio::test]
+async fn a_restart_between_prepare_and_activate_resumes_there() {
+    let world = World::new();
+    let authority = world.open().await;
+    let prepared = authority.prepare_x509().await.unwrap().id;
+    drop(authority);
+    let again = world.open().await;
+    assert_eq!(id_in(&again, AuthorityState::Prepared), prepared);
+    again.activate_x509(&prepared).await.unwrap();
+    assert_eq!(id_in(&world.open().await, AuthorityState::Active), prepared);
+}
+
+#[tokio::test]
+async fn an_authority_whose_key_is_gone_retires_and_another_takes_over() {
+    let world = World::new();
+    let authority = world.open().await;
+    let first = id_in(&authority, AuthorityState::Active);
+    world.keys.remove("x509-CA-A").await.unwrap();
+    let again = world.open().await;
+    assert_ne!(id_in(&again, AuthorityState::Active), first);
+    assert_eq!(id_in(&again, AuthorityState::Old), first);
+    assert_eq!(
+        world.bundle().await.x509_authorities.len(),
+        2,
+        "what it signed still verifies"
+    );
+}
+
+#[tokio::test]
+async fn an_authority_is_tainted_only_when_old_and_revoked_only_when_tainted() {
+    let world = World::new();
+    let authority = world.open().await;
+    let first = id_in(&authority, AuthorityState::Active);
+    assert!(authority.taint_x509(&first).await.is_err());
+    let next = authority.prepare_x509().await.unwrap().id;
+    assert!(authority.activate_x509(&first).await.is_err());
+    authority.activate_x509(&next).await.unwrap();
+    assert!(authority.revoke_x509(&first).await.is_err());
+    authority.taint_x509(&first).await.unwrap();
+    let tainted: Vec<bool> = world
+        .bundle()
+        .await
+        .x509_authorities
+        .iter()
+        .map(|one| one.tainted)
+        .collect();
+    assert_eq!(tainted, [true, false]);
+    authority.revoke_x509(&first).await.unwrap();
+    assert_eq!(world.bundle().await.x509_authorities.len(), 1);
+    assert!(matches!(
+        authority.taint_x509("nobody").await,
+        Err(AuthorityError::Unknown(_))
+    ));
+}
+
+#[tokio::test]
+async fn authorities_of_other_servers_are_left_alone_and_share_the_bundle() {
+    let world = World::new();
+    let one = world.open().await;
+    let clock: Arc<dyn Clock> = world.clock.clone();
+    let other = Deps {
+        kv: world.kv.clone(),
+        keys: Arc::new(Memory::default()),
+        log: Arc::new(Log::off(Arc::clone(&clock))),
+        server_id: "s2".to_owned(),
+        clock,
+    };
+    let two = Authority::open(&config(), other).await.unwrap();
+    assert_ne!(
+        id_in(&one, AuthorityState::Active),
+        id_in(&two, AuthorityState::Active)
+    );
+    assert_eq!(states(&world.open().await), [AuthorityState::Active]);
+    assert_eq!(world.bundle().await.x509_authorities.len(), 2);
+}
