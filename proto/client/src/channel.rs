@@ -53,3 +53,21 @@ pub async fn unix(path: &Path) -> Result<Channel, tonic::transport::Error> {
         .connect()
         .await
 }
+
+/// Connects to a Workload API.
+///
+/// # Errors
+/// Nobody listens there, or it may not be used.
+pub async fn workload_api(
+    address: &crate::endpoint::Endpoint,
+) -> Result<Channel, tonic::transport::Error> {
+    match address {
+        crate::endpoint::Endpoint::Unix(path) => unix(path).await,
+        crate::endpoint::Endpoint::Tcp(address) => {
+            Endpoint::from_shared(format!("http://{address}"))?
+                .connect_timeout(CONNECT)
+                .connect()
+                .await
+        }
+    }
+}
