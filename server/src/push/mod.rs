@@ -99,6 +99,12 @@ impl Push {
         })
     }
 
+    /// The state that is pushed.
+    #[must_use]
+    pub fn state(&self) -> &Arc<State> {
+        &self.state
+    }
+
     /// Which bundles the connected agents have.
     #[must_use]
     pub fn acks(&self) -> &Arc<Acks> {

@@ -141,16 +141,18 @@ impl Agent {
                 self.revision = *revision;
                 for id in removed {
                     self.entries.remove(id);
-                    self.seen.iter_mut().for_each(|seen| drop(seen.remove(id)));
+                    if let Some(seen) = &mut self.seen {
+                        seen.remove(id);
+                    }
                 }
                 for entry in upserts {
                     let held = self.entries.get(&entry.id).map(|it| it.revision_number);
                     assert!(held <= Some(entry.revision_number), "an entry goes back");
                     self.entries.insert(entry.id.clone(), Entry::clone(entry));
                     let id = &entry.id;
-                    self.seen
-                        .iter_mut()
-                        .for_each(|seen| drop(seen.insert(id.clone())));
+                    if let Some(seen) = &mut self.seen {
+                        seen.insert(id.clone());
+                    }
                 }
             }
             Message::Renew { authorities, .. } => self.renewals.extend(authorities.clone()),
@@ -182,18 +184,18 @@ impl Agent {
         }
         for name in removed {
             self.bundles.remove(name);
-            self.named
-                .iter_mut()
-                .for_each(|named| drop(named.remove(name)));
+            if let Some(named) = &mut self.named {
+                named.remove(name);
+            }
         }
         for bundle in bundles {
             let name = &bundle.trust_domain;
             let held = self.bundles.get(name).map(|it| it.sequence_number);
             assert!(held <= Some(bundle.sequence_number), "a bundle goes back");
             self.bundles.insert(name.clone(), Bundle::clone(bundle));
-            self.named
-                .iter_mut()
-                .for_each(|named| drop(named.insert(name.clone())));
+            if let Some(named) = &mut self.named {
+                named.insert(name.clone());
+            }
         }
         if full && last {
             let named = self.named.take().unwrap();

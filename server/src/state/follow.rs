@@ -41,7 +41,7 @@ impl State {
         let server = server.map_err(|_| StateError::TrustDomain(trust_domain.clone()))?;
         let confirmed = clock.monotonic();
         let state = Self {
-            inner: RwLock::new(Inner::new(server)),
+            inner: RwLock::new(Inner::new(&server)),
             kv,
             clock,
             trust_domain,

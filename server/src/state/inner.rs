@@ -88,9 +88,9 @@ struct Effects {
 
 impl Inner {
     /// An empty state, of the server whose ID is `server`.
-    pub(super) fn new(server: SpiffeId) -> Self {
+    pub(super) fn new(server: &SpiffeId) -> Self {
         Self {
-            graph: Graph::new(&server),
+            graph: Graph::new(server),
             agents: BTreeMap::new(),
             bundles: BTreeMap::new(),
             live: Live::default(),

@@ -101,7 +101,7 @@ impl State {
         self.bundles_changed.subscribe()
     }
 
-    /// Waits until the state has everything up to `revision`.
+    /// Waits until the state has everything up to `revision`, while [`State::run`] runs.
     pub async fn wait_for(&self, revision: Revision) {
         let mut applied = self.applied.subscribe();
         // The sender lives as long as `self`.

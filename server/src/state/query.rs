@@ -225,7 +225,12 @@ impl State {
         let slot = inner.graph.find(entry)?;
         let parent = inner.graph.parent(slot)?;
         let own = inner.graph.node(agent);
-        let is_member = Some(parent) == own || inner.reach(agent).contains(&parent);
+        let connected = own.and_then(|node| inner.live.get(node));
+        let is_member = match connected {
+            _ if own == Some(parent) => inner.agents.contains_key(agent),
+            Some(connected) => connected.reach.contains(&parent),
+            None => inner.reach(agent).contains(&parent),
+        };
         let served = is_member.then(|| inner.graph.entry(slot))?;
         served.map(Arc::new)
     }

@@ -424,3 +424,30 @@ async fn confirmation_has_an_age() {
     world.state.confirm().await.unwrap();
     assert_eq!(world.state.confirmed_age(now), Duration::ZERO);
 }
+
+#[tokio::test]
+async fn an_entry_is_authorized_exactly_while_it_is_in_the_agents_set() {
+    let world = World::new().await;
+    let server = trust_domain().server_id().unwrap();
+    world.put(&entry(1, workload(1), agent(0), 1)).await;
+    world.put(&entry(2, workload(2), workload(1), 1)).await;
+    world.put(&entry(3, workload(3), server, 2)).await;
+    world.put(&entry(4, workload(4), workload(3), 1)).await;
+    world.put(&entry(5, workload(1), agent(1), 1)).await;
+    let served = || -> Vec<u8> {
+        let state = &world.state;
+        let is_served = |number: &u8| state.authorized(&agent(0), &entry_id(*number)).is_some();
+        (0..7).filter(is_served).collect()
+    };
+    assert_eq!(served(), [], "an agent that is not attested has no set");
+    world.attest(&agent(0), selectors(1)).await;
+    assert_eq!(served(), [1, 2]);
+    world.attest(&agent(0), selectors(2)).await;
+    assert_eq!(served(), [1, 2, 4]);
+    let opened = world.state.connect(&agent(0));
+    assert_eq!(served(), [1, 2, 4]);
+    world.delete(1).await;
+    assert_eq!(served(), [4]);
+    drop(opened);
+    assert_eq!(served(), [4]);
+}
