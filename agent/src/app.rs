@@ -13,9 +13,11 @@ use vane_chassis::backoff::{Backoff, Policy};
 use vane_chassis::builtin::open_section;
 use vane_chassis::clock::{Clock, System};
 use vane_chassis::files::{compat_dir, private_dir, raise_nofile, socket_dir};
+use vane_chassis::metrics::Metrics;
 use vane_chassis::mtls::{
     Bootstrap, Identity, Party, Roots, bootstrap_config, client_config, only,
 };
+use vane_chassis::ops::Ops;
 use vane_chassis::tasks::{TaskError, Tasks};
 use vane_chassis::unix_listener::{Socket, UnixListener};
 use vane_client::channel;
@@ -30,6 +32,7 @@ use crate::api::{self, Connector, Source};
 use crate::bootstrap::{self, Trust};
 use crate::cache::{self, Cache, CacheError, Reader};
 use crate::config::{Agent, COMPAT_SOCKET, Config};
+use crate::counters::{Counters, PREFIX};
 use crate::limits::{Bounds, Limits};
 use crate::node;
 use crate::own_svid::{Disk, Kept, OwnSvid};
@@ -39,6 +42,8 @@ use crate::workload::{Attestors, BUILTINS, Deps};
 /// So long tasks may take to end.
 const DRAIN: Duration = Duration::from_secs(10);
 const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// So long a caller of the Workload API waits for an SVID that is being fetched.
+const PATIENCE: Duration = Duration::from_secs(20);
 const PUBLIC: u32 = 0o777;
 const PUBLIC_DIR: u32 = 0o755;
 
@@ -125,6 +130,19 @@ impl Parts {
         self.identity.swap(&own.chain, &own.key)?;
         let agent_id = own.id.clone();
 
+        let metrics = Metrics::new(PREFIX, env!("CARGO_PKG_VERSION"));
+        let counters = Counters::register(&metrics);
+        let waits = vane_chassis::ready::Ready::new();
+        let first_sync = waits.register("the first sync with the server");
+        let ops = match self.config.telemetry.ops_address {
+            Some(address) => Some(
+                Ops::bind(address, metrics, waits)
+                    .await
+                    .context("telemetry.ops_address")?,
+            ),
+            None => None,
+        };
+
         let (generation, own_svid) = watch::channel(0);
         let (bundle_sender, bundle) = watch::channel(None);
         let deps = cache::Deps {
@@ -134,6 +152,7 @@ impl Parts {
             backoff: self.backoff,
             key_type: self.config.agent.workload_x509_svid_key_type,
             prefetch: self.config.agent.svid_cache_max,
+            counters: counters.clone(),
         };
         let (cache, reader, mut synced) = Cache::new(deps, self.config.agent.trust_domain.clone());
         let renewal = Renewal {
@@ -144,9 +163,13 @@ impl Parts {
             backoff: self.backoff,
             generation,
             bundle,
+            expiry: counters.own_expiry.clone(),
         };
 
         let mut tasks = Tasks::with_token(stop.clone());
+        if let Some(ops) = ops {
+            tasks.spawn("ops", ops.run(stop.clone()));
+        }
         tasks.spawn("cache", cache.run(stop.clone()));
         tasks.spawn("own SVID", renewal.run(own, stop.clone()));
         tasks.spawn(
@@ -166,6 +189,8 @@ impl Parts {
             reader,
             attestors: self.attestors().await?,
             clock: Arc::clone(&self.clock),
+            patience: PATIENCE,
+            counters,
         });
         for listener in self.listen(descriptors, &stop)? {
             tasks.spawn(
@@ -180,6 +205,7 @@ impl Parts {
                 Ok::<(), std::convert::Infallible>(())
             }
         });
+        first_sync.done();
         on_ready(Ready {
             workload_api: self.config.agent.socket_path.clone(),
             agent_id,

@@ -19,9 +19,11 @@ use vane_chassis::tasks::TaskSet;
 use vane_identity::entry::{Entry, EntryId};
 use vane_identity::id::TrustDomain;
 use vane_identity::key::KeyType;
+use vane_identity::lifetime::to_unix;
 use vane_wire::status::{Reason, denial_reason};
 use vane_wire::vane::sync::v1::watch_request::Request;
 
+use crate::counters::Counters;
 use crate::issue::{self, BATCH, Outcome};
 use crate::link::{Event, Link};
 use crate::registry::{Reaction, Registry};
@@ -56,6 +58,8 @@ pub struct Deps {
     pub key_type: KeyType,
     /// The most SVIDs that are fetched before anybody asks.
     pub prefetch: usize,
+    /// What is counted.
+    pub counters: Counters,
 }
 
 /// The readers' side.
@@ -205,8 +209,13 @@ impl Cache {
     fn on_link(&mut self, event: Event) -> Result<(), CacheError> {
         match event {
             Event::Time => self.reopen(),
-            Event::Opened => tracing::debug!("the stream to the server is open"),
+            Event::Opened => {
+                self.deps.counters.sync_streams.inc();
+                tracing::debug!("the stream to the server is open");
+            }
             Event::Message(message) => {
+                let now = to_unix(self.deps.clock.now());
+                self.deps.counters.sync_last.set(now);
                 let reaction = self.registry.apply(message.response);
                 self.react(reaction);
             }
@@ -244,6 +253,8 @@ impl Cache {
 
     fn react(&mut self, reaction: Reaction) {
         if reaction.ignored > 0 {
+            let count = u64::try_from(reaction.ignored).unwrap_or(u64::MAX);
+            self.deps.counters.sync_ignored.inc_by(count);
             tracing::warn!(
                 count = reaction.ignored,
                 "the server sent something that this agent does not understand"
@@ -257,6 +268,7 @@ impl Cache {
             );
         }
         if reaction.diverged {
+            self.deps.counters.sync_divergences.inc();
             tracing::error!(
                 "the set of entries or bundles differs from the server's after a resume: asking for all of it"
             );
@@ -293,6 +305,9 @@ impl Cache {
         let skew = own
             .duration_since(server)
             .unwrap_or_else(|behind| behind.duration());
+        let ms = i64::try_from(skew.as_millis()).unwrap_or(i64::MAX);
+        let ahead = if own < server { -ms } else { ms };
+        self.deps.counters.clock_skew.set(ahead);
         let is_skewed = skew > SKEW;
         if is_skewed && !self.is_skewed {
             tracing::warn!(
@@ -426,8 +441,12 @@ impl Cache {
             };
             slot.asked = false;
             match result {
-                Ok(svid) => slot.received(svid),
+                Ok(svid) => {
+                    self.deps.counters.svids_received.inc();
+                    slot.received(svid);
+                }
                 Err(error) => {
+                    self.deps.counters.svids_failed.inc();
                     let delay = slot.failed(now);
                     tracing::warn!(entry_id = %id, %error, delay_ms = delay.as_millis(), "no X.509-SVID");
                 }
@@ -470,6 +489,12 @@ impl Cache {
         // What expired is gone for good: a clock that is set back does not revive it.
         let slots = self.slots.values_mut();
         slots.for_each(|slot| slot.svid = slot.svid.take().filter(|svid| svid.is_valid(now)));
+        let held = self.slots.values().filter(|slot| slot.svid.is_some());
+        let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        let counters = &self.deps.counters;
+        counters.svids.set(count(held.count()));
+        counters.entries.set(count(self.registry.entries().len()));
+        counters.bundles.set(count(self.registry.bundles().len()));
         let entries = self.registry.entries();
         let served = entries.iter().map(|(id, entry)| Served {
             entry: Arc::clone(entry),

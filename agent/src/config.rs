@@ -116,6 +116,9 @@ pub enum Invalid {
     /// The socket cannot be bound at this path.
     #[error("agent.socket_path: {0}")]
     SocketPath(#[from] FileError),
+    /// The socket's path is relative, or no path at all.
+    #[error("agent.socket_path: {0:?} is not an absolute path, for example /run/vane/agent.sock")]
+    NotAPath(PathBuf),
     /// Two keys say the same thing.
     #[error("agent.{0} and agent.{1} exclude each other: keep one of them")]
     Both(&'static str, &'static str),
@@ -170,6 +173,9 @@ impl Config {
 impl Agent {
     fn check(&self) -> Result<(), Invalid> {
         unix_path_check(&self.socket_path)?;
+        if !self.socket_path.is_absolute() {
+            return Err(Invalid::NotAPath(self.socket_path.clone()));
+        }
         if self.server_address.trim().is_empty() {
             return Err(Invalid::NoServer);
         }

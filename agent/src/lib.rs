@@ -9,6 +9,7 @@ pub mod limits;
 pub mod workload;
 
 pub mod config;
+pub mod counters;
 pub mod svid;
 
 pub mod bootstrap;

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -14,7 +15,7 @@ use vane_chassis::clock::{Clock, sleep_until};
 use vane_chassis::mtls::Identity;
 use vane_identity::bundle::Bundle;
 use vane_identity::key::{KeyType, PrivateKey};
-use vane_identity::lifetime::{Jitter, renew_at};
+use vane_identity::lifetime::{Jitter, renew_at, to_unix};
 
 use crate::node::{self, NodeError};
 use crate::own_svid::{Disk, DiskError, OwnSvid};
@@ -37,6 +38,8 @@ pub struct Renewal {
     /// The own bundle as it changes: an SVID of a tainted authority is renewed at once, and
     /// the newest bundle is kept beside it.
     pub bundle: watch::Receiver<Option<Arc<Bundle>>>,
+    /// Shows when the SVID ends, in Unix seconds.
+    pub expiry: Gauge,
 }
 
 /// Why the agent cannot go on.
@@ -65,6 +68,7 @@ impl Renewal {
         let mut backoff = Backoff::new(self.backoff, fastrand::Rng::new());
         let jitter = || Jitter::new(fastrand::f64() * 2.0 - 1.0);
         let mut due = renew_at(held.received_at, held.not_after, jitter());
+        self.expiry.set(to_unix(held.not_after));
         loop {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
@@ -80,6 +84,7 @@ impl Renewal {
                 Ok(renewed) => {
                     backoff.reset();
                     held = renewed;
+                    self.expiry.set(to_unix(held.not_after));
                     due = renew_at(held.received_at, held.not_after, jitter());
                 }
                 Err(error) => due = self.after(error, &held, &mut backoff)?,

@@ -42,6 +42,7 @@ use vane_wire::vane::sync::v1::watch_response::Response as Say;
 use vane_wire::vane::sync::v1::{Bundles, Delta, Hello, InSync, WatchRequest, WatchResponse};
 
 use crate::cache::{Cache, CacheError, Deps, Reader};
+use crate::counters::Counters;
 
 /// No step of a test takes so long.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
@@ -219,6 +220,7 @@ impl Fake {
             backoff: Policy::new(ms(1), ms(5), 2.0).unwrap(),
             key_type: KeyType::EcP256,
             prefetch: 1_000,
+            counters: Counters::default(),
         };
         let (cache, reader, synced) = Cache::new(deps, own());
         let (ended_sender, ended) = mpsc::channel(1);

@@ -21,9 +21,10 @@ use vane_wire::workload::{
 };
 
 use super::*;
+use crate::counters::Counters;
 use crate::limits::{Bounds, Limits};
 use crate::peer::PeerPidfd;
-use crate::testing::{Fake, Running, Session, TTL, connect, entry, soon};
+use crate::testing::{Fake, Running, SOON, Session, TTL, connect, entry, soon};
 use crate::workload::{Attestors, BUILTINS, Deps};
 
 /// An agent's public socket, with this test as the workload.
@@ -32,6 +33,8 @@ struct World {
     session: Session,
     bundle: Bundle,
     socket: std::path::PathBuf,
+    counters: Counters,
+    limits: Limits,
     _running: Running,
     _stop: DropGuard,
 }
@@ -42,7 +45,11 @@ fn mine() -> String {
 
 impl World {
     async fn new(entries: &[Entry]) -> Self {
-        let mut fake = Fake::new();
+        Self::of(Fake::new(), entries, SOON).await
+    }
+
+    /// One whose callers have `patience`.
+    async fn of(mut fake: Fake, entries: &[Entry], patience: Duration) -> Self {
         let mut running = fake.cache();
         let session = fake.session().await;
         let bundle = fake.bundle(false);
@@ -51,6 +58,7 @@ impl World {
         session.in_sync(entries, &bundle).await;
         running.in_sync().await;
 
+        let counters = Counters::default();
         let deps = Deps {
             clock: Arc::new(System),
         };
@@ -59,17 +67,19 @@ impl World {
             reader: running.reader.clone(),
             attestors: Attestors::new(vec![open_section(BUILTINS, &unix, &deps).await.unwrap()]),
             clock: Arc::<vane_chassis::clock::Manual>::clone(&fake.clock),
+            patience,
+            counters: counters.clone(),
         };
         let socket = fake.dir.path().join("agent.sock");
         let limits = Limits::new(Bounds::for_descriptors(1_024));
-        let stop = CancellationToken::new();
+        let (admits, stop) = (limits.clone(), CancellationToken::new());
         let listener = UnixListener::bind(
             &Socket {
                 path: socket.clone(),
                 mode: 0o777,
                 group: None,
             },
-            move |stream| admit(stream, &limits, PeerPidfd::Prefer),
+            move |stream| admit(stream, &admits, PeerPidfd::Prefer),
             stop.clone(),
         );
         let (listener, stopped) = (listener.unwrap(), stop.clone());
@@ -81,6 +91,8 @@ impl World {
             session,
             bundle,
             socket,
+            counters,
+            limits,
             _running: running,
             _stop: stop.drop_guard(),
         }
@@ -131,7 +143,7 @@ fn paths(message: &X509svidResponse) -> Vec<String> {
         .collect()
 }
 
-/// Proves: WEP-08, WAPI-70.
+/// Proves: WEP-08, WEP-26, WAPI-70.
 #[tokio::test]
 async fn without_the_security_header_every_rpc_is_refused_before_anything_else() {
     let world = World::new(&[]).await;
@@ -293,6 +305,45 @@ async fn bundles_follow_their_changes_and_hints_are_told_once() {
     assert_eq!(next(&mut svids).await.svids[0].bundle, bundle.x509_der());
 }
 
+/// Proves: WEP-22.
+#[tokio::test]
+async fn who_waits_for_an_svid_that_cannot_be_had_is_told_so_in_time() {
+    let fake = Fake::new();
+    fake.refuse("a", true);
+    let patience = Duration::from_millis(50);
+    let world = World::of(fake, &[entry("a", &mine())], patience).await;
+    let waited = refusal(
+        world
+            .client()
+            .fetch_x509svid(with_header(X509svidRequest {})),
+    )
+    .await;
+    assert_eq!(waited.unwrap_err().code(), Code::Unavailable);
+    world.fake.refuse("a", false);
+    world.fake.clock.advance(Duration::from_secs(60));
+    let mut stream = world.x509_svids().await;
+    assert_eq!(paths(&next(&mut stream).await), ["a"]);
+}
+
+/// Proves: WAPI-08.
+#[tokio::test]
+async fn ten_thousand_streams_come_and_go_and_leave_nothing() {
+    let world = World::new(&[entry("a", &mine())]).await;
+    for _ in 0..100 {
+        let mut client = world.client();
+        for _ in 0..100 {
+            let stream = client.fetch_x509svid(with_header(X509svidRequest {}));
+            next(soon(stream).await.unwrap().get_mut()).await;
+        }
+    }
+    let gone = async {
+        while world.counters.streams.get() > 0 || world.limits.connections() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(gone).await;
+}
+
 #[tokio::test]
 async fn a_stream_over_the_limit_of_its_connection_is_refused_and_the_others_stay() {
     let world = World::new(&[entry("a", &mine())]).await;
@@ -320,7 +371,7 @@ async fn a_stream_over_the_limit_of_its_connection_is_refused_and_the_others_sta
     }
 }
 
-/// Proves: WEP-29, WEP-30, WEP-31.
+/// Proves: WEP-10, WEP-29, WEP-30, WEP-31.
 #[tokio::test]
 async fn health_and_reflection_answer_without_the_header_and_sds_is_there_by_name() {
     use tonic_reflection::pb::v1::ServerReflectionRequest;

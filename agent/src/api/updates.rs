@@ -18,21 +18,23 @@ use vane_identity::entry::EntryId;
 
 use super::connection::Connector;
 use crate::cache::Reader;
+use crate::counters::{Counters, Refused};
 use crate::limits::StreamGuard;
 use crate::snapshot::{Kind, Matches, Snapshot};
 use crate::workload::{Attestors, Outcome};
 
 /// How often a silent stream's process is checked.
 const RECHECK: Duration = Duration::from_secs(30);
-/// So long a caller waits for SVIDs that are being fetched; then those that are there are
-/// sent, and without any the stream ends UNAVAILABLE.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What all streams share.
 pub(crate) struct Source {
     pub(crate) reader: Reader,
     pub(crate) attestors: Attestors,
     pub(crate) clock: Arc<dyn Clock>,
+    /// So long a caller waits for SVIDs that are being fetched; then those that are there are
+    /// sent, and without any the stream ends UNAVAILABLE.
+    pub(crate) patience: Duration,
+    pub(crate) counters: Counters,
 }
 
 /// The state of one stream.
@@ -50,6 +52,12 @@ struct Updates {
     _guard: StreamGuard,
 }
 
+impl Drop for Updates {
+    fn drop(&mut self) {
+        self.source.counters.streams.dec();
+    }
+}
+
 /// Opens a stream for the process behind `connector`.
 ///
 /// # Errors
@@ -59,17 +67,19 @@ pub(crate) async fn open(
     connector: Arc<Connector>,
     kind: Kind,
 ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Status> {
-    let guard = connector
-        .guard
-        .stream()
-        .map_err(|over| Status::resource_exhausted(over.reason()))?;
+    let guard = connector.guard.stream().map_err(|over| {
+        source.counters.refuse(Refused::Limit);
+        Status::resource_exhausted(over.reason())
+    })?;
     let outcome = source
         .attestors
         .attest(&connector.peer, &connector.facts)
         .await;
     let mut snapshots = source.reader.snapshots();
     snapshots.mark_changed();
+    source.counters.streams.inc();
     let updates = Updates {
+        patience: Instant::now() + source.patience,
         source,
         connector,
         kind,
@@ -77,28 +87,36 @@ pub(crate) async fn open(
         snapshots,
         sent: None,
         granted: Box::default(),
-        patience: Instant::now() + PATIENCE,
         _guard: guard,
     };
     Ok(stream::unfold(Some(updates), |updates| async {
         let mut updates = updates?;
         match updates.next().await {
             Ok(bytes) => Some((Ok(bytes), Some(updates))),
-            Err(status) => Some((Err(status), None)),
+            Err(refused) => {
+                updates.source.counters.refuse(refused.reason);
+                Some((Err(refused.status), None))
+            }
         }
     }))
 }
 
+/// How a stream ends.
+struct End {
+    reason: Refused,
+    status: Status,
+}
+
 impl Updates {
     /// The next message, or how the stream ends.
-    async fn next(&mut self) -> Result<Bytes, Status> {
+    async fn next(&mut self) -> Result<Bytes, End> {
         let mut recheck = tokio::time::interval_at(Instant::now() + RECHECK, RECHECK);
         loop {
             let waits = self.sent.is_none();
             let (patience, connector) = (self.patience, Arc::clone(&self.connector));
             tokio::select! {
                 changed = self.snapshots.changed() => {
-                    changed.map_err(|_| Status::unavailable("the agent is shutting down"))?;
+                    changed.map_err(|_| unavailable("the agent is shutting down"))?;
                     if let Some(message) = self.take(false)? {
                         return self.send(message);
                     }
@@ -110,13 +128,13 @@ impl Updates {
                     };
                 }
                 _ = recheck.tick() => self.check()?,
-                () = connector.peer.exited() => return Err(Status::permission_denied("the process that connected has ended")),
+                () = connector.peer.exited() => return Err(changed("the process that connected has ended".to_owned())),
             }
         }
     }
 
     /// What the newest snapshot has to say, when it is something new.
-    fn take(&mut self, impatient: bool) -> Result<Option<Bytes>, Status> {
+    fn take(&mut self, impatient: bool) -> Result<Option<Bytes>, End> {
         let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
         let matches = snapshot.matches(&self.outcome);
         if matches.is_empty() {
@@ -157,32 +175,48 @@ impl Updates {
         !self.granted.iter().all(still)
     }
 
-    fn nothing(&self, snapshot: &Snapshot) -> Status {
+    fn nothing(&self, snapshot: &Snapshot) -> End {
         if snapshot.may_match(&self.outcome) {
-            return Status::unavailable(
+            return unavailable(
                 "workload attestation is not complete: some of its selectors are not known now",
             );
         }
-        Status::permission_denied("no identity issued")
+        End {
+            reason: Refused::NoIdentity,
+            status: Status::permission_denied("no identity issued"),
+        }
     }
 
-    fn send(&self, message: Bytes) -> Result<Bytes, Status> {
+    fn send(&self, message: Bytes) -> Result<Bytes, End> {
         self.check()?;
+        self.source.counters.messages.inc();
         Ok(message)
     }
 
-    fn check(&self) -> Result<(), Status> {
-        self.connector
-            .peer
-            .recheck(&self.connector.facts)
-            .map_err(|changed| {
-                Status::permission_denied(format!(
-                    "the process is no longer what connected: {changed}"
-                ))
-            })
+    fn check(&self) -> Result<(), End> {
+        let Connector { peer, facts, .. } = &*self.connector;
+        peer.recheck(facts).map_err(|difference| {
+            changed(format!(
+                "the process is no longer what connected: {difference}"
+            ))
+        })
     }
 }
 
-fn not_yet() -> Status {
-    Status::unavailable("the X509-SVID is not available yet")
+fn not_yet() -> End {
+    unavailable("the X509-SVID is not available yet")
+}
+
+fn unavailable(text: &str) -> End {
+    End {
+        reason: Refused::Unavailable,
+        status: Status::unavailable(text),
+    }
+}
+
+fn changed(text: String) -> End {
+    End {
+        reason: Refused::ProcessChanged,
+        status: Status::permission_denied(text),
+    }
 }

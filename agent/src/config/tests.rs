@@ -32,6 +32,19 @@ fn the_printed_configuration_is_read_back_and_has_no_secret() {
     parse(&printed).check().unwrap();
 }
 
+/// Proves: WEP-01, WEP-02, WEP-04, WEP-05, WEP-06.
+#[test]
+fn the_workload_api_is_a_unix_socket_and_cannot_be_made_another() {
+    let agent = "[agent]\ntrust_domain = \"example.org\"\nserver_address = \"h\"\n";
+    assert!(parse(agent).agent.socket_path.is_absolute());
+    let tcp = format!("{agent}socket_path = \"tcp://0.0.0.0:8000\"\n");
+    assert!(parse(&tcp).check().is_err());
+    for key in ["bind_address", "bind_port", "workload_api_address"] {
+        let text = format!("{agent}{key} = \"0.0.0.0:8000\"\n");
+        assert!(config::parse::<Config>(&text, "test").is_err(), "{key}");
+    }
+}
+
 #[test]
 fn keys_that_exclude_each_other_or_do_not_exist_are_refused() {
     for more in [

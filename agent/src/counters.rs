@@ -1,0 +1,141 @@
+//! What the agent counts: each part keeps handles, the ops listener shows them.
+//!
+//! Labels come from enums; no ID is ever one.
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use vane_chassis::metrics::Metrics;
+
+/// The name before every metric.
+pub const PREFIX: &str = "vane_agent";
+
+/// The counts. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct Counters {
+    /// Watch streams that were opened.
+    pub sync_streams: Counter,
+    /// Resumes after which the digests did not agree: a bug on one side.
+    pub sync_divergences: Counter,
+    /// Parts of messages that were not understood.
+    pub sync_ignored: Counter,
+    /// Unix seconds of the last message from the server.
+    pub sync_last: Gauge,
+    /// Milliseconds that the own clock is ahead of the server's.
+    pub clock_skew: Gauge,
+    /// Entries of this agent.
+    pub entries: Gauge,
+    /// Bundles.
+    pub bundles: Gauge,
+    /// X.509-SVIDs that are held.
+    pub svids: Gauge,
+    /// X.509-SVIDs that were received.
+    pub svids_received: Counter,
+    /// X.509-SVIDs that were asked for in vain.
+    pub svids_failed: Counter,
+    /// Unix seconds at which the agent's own SVID ends.
+    pub own_expiry: Gauge,
+    /// Streams of the Workload API.
+    pub streams: Gauge,
+    /// Messages that were sent on them.
+    pub messages: Counter,
+    /// Streams that the agent ended, or did not open.
+    pub refusals: Family<Labels, Counter>,
+}
+
+/// The labels of a refusal.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Labels {
+    /// Why.
+    pub reason: Refused,
+}
+
+/// Why a stream of the Workload API was ended, or not opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Refused {
+    /// No entry matches.
+    NoIdentity,
+    /// The process changed or ended.
+    ProcessChanged,
+    /// An SVID or a selector could not be had.
+    Unavailable,
+    /// A limit of the connection.
+    Limit,
+}
+
+impl Counters {
+    /// Counts that `metrics` shows.
+    #[must_use]
+    pub fn register(metrics: &Metrics) -> Self {
+        let own = Self::default();
+        metrics.register(|registry| {
+            let mut counter = |name: &str, help: &str, counter: &Counter| {
+                registry.register(name, help, counter.clone());
+            };
+            counter("sync_streams", "Watch streams opened", &own.sync_streams);
+            counter(
+                "sync_divergences",
+                "Resumes that ended with other digests than the server's",
+                &own.sync_divergences,
+            );
+            counter(
+                "sync_ignored",
+                "Parts of messages not understood",
+                &own.sync_ignored,
+            );
+            counter(
+                "x509_svids_received",
+                "X.509-SVIDs received",
+                &own.svids_received,
+            );
+            counter(
+                "x509_svids_failed",
+                "X.509-SVIDs asked for in vain",
+                &own.svids_failed,
+            );
+            counter(
+                "workload_api_messages",
+                "Messages sent to workloads",
+                &own.messages,
+            );
+            let mut gauge = |name: &str, help: &str, gauge: &Gauge| {
+                registry.register(name, help, gauge.clone());
+            };
+            gauge(
+                "sync_last_timestamp_seconds",
+                "Last message from the server",
+                &own.sync_last,
+            );
+            gauge(
+                "clock_skew_milliseconds",
+                "How far the own clock is ahead of the server's",
+                &own.clock_skew,
+            );
+            gauge("entries", "Entries of this agent", &own.entries);
+            gauge("bundles", "Bundles held", &own.bundles);
+            gauge("x509_svids", "X.509-SVIDs held", &own.svids);
+            gauge(
+                "own_svid_expiry_timestamp_seconds",
+                "End of the agent's own SVID",
+                &own.own_expiry,
+            );
+            gauge(
+                "workload_api_streams",
+                "Open streams of the Workload API",
+                &own.streams,
+            );
+            registry.register(
+                "workload_api_refusals",
+                "Streams of the Workload API ended or not opened",
+                own.refusals.clone(),
+            );
+        });
+        own
+    }
+
+    /// Counts a stream that is ended, or not opened.
+    pub fn refuse(&self, reason: Refused) {
+        self.refusals.get_or_create(&Labels { reason }).inc();
+    }
+}
