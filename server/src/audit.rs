@@ -3,3 +3,153 @@
 //! An event is made from what the store acknowledged, never from the request alone, and is
 //! durable in the log before the caller hears of it (DESIGN "Issuing order": store, then log,
 //! then acknowledgement). It names no token and no key.
+
+use serde_json::{Value, json};
+use vane_authority::log::Leaf;
+use vane_identity::entry::Entry;
+use vane_identity::id::SpiffeId;
+
+use crate::caller::Caller;
+
+/// A change that the store has acknowledged.
+#[derive(Debug, Clone, Copy)]
+pub enum Change<'a> {
+    /// An entry is new.
+    EntryCreated(&'a Entry),
+    /// An entry has a new revision: this one.
+    EntryUpdated(&'a Entry),
+    /// An entry is gone: this one.
+    EntryDeleted(&'a Entry),
+    /// A join token was made.
+    TokenCreated {
+        /// The ID that its agent gets beside its own.
+        alias: Option<&'a SpiffeId>,
+        /// Seconds since the Unix epoch at which it ends.
+        expires_at: i64,
+    },
+    /// An agent may no longer attest, renew or call.
+    AgentBanned(&'a SpiffeId),
+    /// An agent was evicted.
+    AgentDeleted(&'a SpiffeId),
+}
+
+impl Change<'_> {
+    /// `Service/Method`, as the log calls it.
+    #[must_use]
+    pub const fn action(&self) -> &'static str {
+        match self {
+            Self::EntryCreated(_) => "Entry/BatchCreateEntry",
+            Self::EntryUpdated(_) => "Entry/BatchUpdateEntry",
+            Self::EntryDeleted(_) => "Entry/BatchDeleteEntry",
+            Self::TokenCreated { .. } => "Agent/CreateJoinToken",
+            Self::AgentBanned(_) => "Agent/BanAgent",
+            Self::AgentDeleted(_) => "Agent/DeleteAgent",
+        }
+    }
+
+    fn detail(&self) -> Value {
+        match self {
+            Self::EntryCreated(entry) | Self::EntryUpdated(entry) => whole(entry),
+            Self::EntryDeleted(entry) => json!({
+                "entry_id": entry.id.as_str(),
+                "spiffe_id": entry.spiffe_id,
+                "revision_number": entry.revision_number,
+            }),
+            Self::TokenCreated { alias, expires_at } => json!({
+                "agent_id": alias,
+                "expires_at": expires_at,
+            }),
+            Self::AgentBanned(id) | Self::AgentDeleted(id) => json!({ "agent_id": id }),
+        }
+    }
+
+    /// The event, made by `caller`.
+    #[must_use]
+    pub fn leaf(&self, caller: &Caller) -> Leaf {
+        Leaf::Admin {
+            caller: caller.to_string(),
+            action: self.action().to_owned(),
+            detail: self.detail(),
+        }
+    }
+}
+
+/// An agent that attested by `method`, with the certificate of this serial number.
+#[must_use]
+pub fn attestation(caller: &Caller, agent: &SpiffeId, method: &str, serial: &str) -> Leaf {
+    Leaf::Attestation {
+        agent_id: agent.clone(),
+        method: method.to_owned(),
+        caller: caller.to_string(),
+        detail: json!({ "serial": serial }),
+    }
+}
+
+/// Every field, so that the log alone tells what was registered when.
+fn whole(entry: &Entry) -> Value {
+    let selectors: Vec<String> = entry.selectors.iter().map(ToString::to_string).collect();
+    json!({
+        "entry_id": entry.id.as_str(),
+        "spiffe_id": entry.spiffe_id,
+        "parent_id": entry.parent_id,
+        "selectors": selectors,
+        "x509_svid_ttl": entry.x509_svid_ttl,
+        "jwt_svid_ttl": entry.jwt_svid_ttl,
+        "federates_with": entry.federates_with,
+        "admin": entry.admin,
+        "downstream": entry.downstream,
+        "expires_at": entry.expires_at,
+        "dns_names": entry.dns_names,
+        "revision_number": entry.revision_number,
+        "store_svid": entry.store_svid,
+        "hint": entry.hint,
+        "created_at": entry.created_at,
+        "disable_x509_svid_prefetch": entry.prefetch_disabled(),
+        "jwt_svid_include_jti": entry
+            .additional_attributes
+            .is_some_and(|attributes| attributes.jwt_svid_include_jti),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::caller::Transport;
+
+    fn caller() -> Caller {
+        Caller::new(Transport::Local {
+            uid: 7,
+            gid: 7,
+            pid: None,
+        })
+    }
+
+    #[test]
+    fn an_event_says_who_did_what_to_what() {
+        let id = SpiffeId::parse("spiffe://example.org/spire/agent/join_token/a").unwrap();
+        let Leaf::Admin {
+            caller,
+            action,
+            detail,
+        } = Change::AgentBanned(&id).leaf(&caller())
+        else {
+            panic!("not an event of an administrator");
+        };
+        assert_eq!(
+            (caller.as_str(), action.as_str()),
+            ("uid:7", "Agent/BanAgent")
+        );
+        assert_eq!(detail, json!({ "agent_id": id.as_str() }));
+    }
+
+    #[test]
+    fn a_token_is_not_in_its_event() {
+        let change = Change::TokenCreated {
+            alias: None,
+            expires_at: 5,
+        };
+        let shown = serde_json::to_value(change.leaf(&caller())).unwrap();
+        let want = json!({ "agent_id": null, "expires_at": 5 });
+        assert_eq!(shown["detail"], want);
+    }
+}

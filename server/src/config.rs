@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use vane_authority::key_manager;
+use vane_authority::log::Mode;
 use vane_chassis::builtin::Section;
 use vane_chassis::config::{self, ConfigError};
 use vane_chassis::files::unix_path_check;
@@ -27,9 +29,9 @@ mod tests;
 pub struct Config {
     /// The server itself; SPIRE's `server { }`.
     pub server: Server,
-    /// Where the registry is kept: `type = "sled"` (in `data_dir`) or `"memory"`.
-    #[serde(default = "default_store")]
-    pub store: Section,
+    /// Where the registry is kept.
+    #[serde(default)]
+    pub store: Store,
     /// Where the signing keys are kept: `type = "disk"` (in `data_dir`) or `"memory"`.
     #[serde(default = "default_key_manager")]
     pub key_manager: Section,
@@ -109,6 +111,26 @@ pub struct Server {
     pub log_format: telemetry::Format,
 }
 
+/// `[store]`
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Store {
+    /// The engine: `sled` (in `data_dir`) or `memory` (gone with the process).
+    #[serde(rename = "type", default)]
+    pub engine: Engine,
+}
+
+/// Where the registry is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// On disk, in `data_dir`.
+    #[default]
+    Sled,
+    /// In memory: gone with the process.
+    Memory,
+}
+
 /// `[[node_attestor]]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -124,20 +146,7 @@ pub struct NodeAttestor {
 pub struct Log {
     /// `required`: nothing is issued or acknowledged that could not be logged;
     /// `best-effort`: it is, with a warning; `off`.
-    pub mode: LogMode,
-}
-
-/// What happens when the log cannot be written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LogMode {
-    /// Nothing is issued or acknowledged.
-    #[default]
-    Required,
-    /// It is, with a warning.
-    BestEffort,
-    /// There is no log.
-    Off,
+    pub mode: Mode,
 }
 
 /// `[ratelimit]`
@@ -220,7 +229,7 @@ impl Config {
                 data_dir,
                 ..Server::new(trust_domain)
             },
-            store: default_store(),
+            store: Store::default(),
             key_manager: default_key_manager(),
             node_attestor: default_node_attestors(),
             log: Log::default(),
@@ -243,6 +252,12 @@ impl Config {
     /// The first rule that is broken.
     pub fn check(&mut self) -> Result<(), Invalid> {
         self.server.check()?;
+        self.key_manager
+            .check(key_manager::BUILTINS)
+            .map_err(|source| Invalid::Section {
+                section: "key_manager",
+                source,
+            })?;
         self.check_node_attestors()
     }
 
@@ -347,7 +362,7 @@ impl Server {
             ("default_jwt_svid_ttl", self.default_jwt_svid_ttl),
             ("agent_ttl", self.agent_ttl()),
         ] {
-            within(key, value, LEAST_TTL, self.ca_ttl)?;
+            within(key, value, LEAST_TTL, MOST_TTL)?;
         }
         within("max_staleness", self.max_staleness, LEAST_TTL, MOST_TTL)?;
         within(
@@ -380,10 +395,6 @@ impl Default for Telemetry {
             ops_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 9442)),
         }
     }
-}
-
-fn default_store() -> Section {
-    Section::new("sled", Default::default())
 }
 
 fn default_key_manager() -> Section {

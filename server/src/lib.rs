@@ -13,3 +13,13 @@ pub mod audit;
 pub mod caller;
 pub mod config;
 pub mod rate_limit;
+
+pub mod api;
+
+pub mod own_svid;
+
+pub mod app;
+
+mod cli;
+
+pub use cli::main_entry;

@@ -49,7 +49,7 @@ fn what_is_printed_is_read_back_the_same() {
     config.server.agent_ttl = Some(Duration::from_secs(90));
     config.server.admin_group = "0".to_owned();
     config.server.admin_ids = vec![SpiffeId::parse("spiffe://example.org/admin").unwrap()];
-    config.log.mode = LogMode::BestEffort;
+    config.log.mode = Mode::BestEffort;
     config.check().unwrap();
     let again = parsed(&printed(&config));
     assert_eq!(again.server, config.server);
@@ -106,7 +106,6 @@ fn values_out_of_range_are_told_with_key_value_and_range() {
 #[test]
 fn plugins_that_are_not_there_are_told_with_those_that_are() {
     let section = |kind: &str| Section::new(kind, Default::default());
-    assert!(refused(|c| c.store = section("sqlite")).starts_with("store: unknown type"));
     assert!(refused(|c| c.key_manager = section("x")).starts_with("key_manager: unknown type"));
     let kind = "aws_iid".to_owned();
     assert_eq!(
@@ -117,6 +116,13 @@ fn plugins_that_are_not_there_are_told_with_those_that_are() {
         refused(|c| c.node_attestor.extend(default_node_attestors())),
         "node_attestor: given twice: type \"join_token\", known are: join_token"
     );
+}
+
+#[test]
+fn a_store_that_is_not_there_is_told_with_those_that_are() {
+    let text = "[server]\ntrust_domain = \"example.org\"\n[store]\ntype = \"sqlite\"\n";
+    let error = config::parse::<Config>(text, "").unwrap_err().to_string();
+    assert!(error.contains("expected `sled` or `memory`"), "{error}");
 }
 
 #[test]

@@ -6,7 +6,10 @@
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use bytes::Bytes;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use vane_chassis::backoff::{Backoff, Policy};
 use vane_chassis::clock::{Clock, sleep_until};
@@ -16,7 +19,7 @@ use vane_store::kv::{Kv, KvError, Revision, Watch, WatchError};
 use vane_store::tables::bundles;
 
 use super::inner::{Inner, Span};
-use super::rows::{Batch, TABLES};
+use super::rows::{Batch, Part, TABLES};
 use super::{State, StateError};
 
 /// Items of a page; applied under one lock.
@@ -140,28 +143,43 @@ impl State {
         }
     }
 
-    /// Reads one table; returns the lowest revision of its pages.
+    /// Reads one table; returns the lowest revision of its pages. A page is read and decoded
+    /// on another thread while the one before it is applied.
     async fn table(&self, table: &'static [u8]) -> Result<Revision, StateError> {
         let mut lowest = Revision::MAX;
         let mut after = None;
-        loop {
-            let page = self.kv.scan(table, after.as_deref(), PAGE).await?;
-            lowest = lowest.min(page.revision);
-            let last = page.items.last().map(|item| item.key.clone());
-            let upto = last.clone().filter(|_| page.more);
+        let mut next = Some(self.part(table, None));
+        while let Some(part) = next.take() {
+            let mut part = part.await.map_err(StateError::Interrupted)??;
+            lowest = lowest.min(part.revision);
+            let upto = part.keys.last().cloned().filter(|_| part.more);
+            next = upto.clone().map(|last| self.part(table, Some(last)));
             let span = Span {
                 table,
                 trust_domain: &self.trust_domain,
                 after: after.as_deref(),
                 upto: upto.as_deref(),
             };
-            let missing = self.read().missing(&span, &page.items);
-            self.apply(Batch::of_page(page, missing, &self.trust_domain)?);
-            if upto.is_none() {
-                return Ok(lowest);
-            }
-            after = last;
+            let missing = self.read().missing(&span, &part.keys);
+            part.delete(missing);
+            self.apply(part.batch);
+            after = upto;
         }
+        Ok(lowest)
+    }
+
+    fn part(
+        &self,
+        table: &'static [u8],
+        after: Option<Bytes>,
+    ) -> JoinHandle<Result<Part, KvError>> {
+        let kv = Arc::clone(&self.kv);
+        let trust_domain = self.trust_domain.clone();
+        let runtime = Handle::current();
+        tokio::task::spawn_blocking(move || {
+            let page = runtime.block_on(kv.scan(table, after.as_deref(), PAGE))?;
+            Part::of_page(page, &trust_domain)
+        })
     }
 
     /// As [`State::snapshot`], with patience: readers go on with what they have.

@@ -10,7 +10,7 @@ use vane_identity::digest::{Digest, Member};
 use vane_identity::entry::EntryId;
 use vane_identity::id::{SpiffeId, TrustDomain};
 use vane_identity::x509_svid::Certificate;
-use vane_store::kv::{Item, Revision};
+use vane_store::kv::Revision;
 use vane_store::tables::{agents, bundles, entries};
 use vane_wire::record::AgentRecord;
 
@@ -118,9 +118,9 @@ impl Inner {
     }
 
     /// The rows that are here between those of two keys (the first exclusive, both open when
-    /// not given) and not among `items`, which are a page of one table.
-    pub(super) fn missing(&self, span: &Span<'_>, items: &[Item]) -> Vec<Row> {
-        let is_there = |key: &Bytes| items.binary_search_by(|item| item.key.cmp(key)).is_ok();
+    /// not given) and not among `keys`, those of a page of one table.
+    pub(super) fn missing(&self, span: &Span<'_>, keys: &[Bytes]) -> Vec<Row> {
+        let is_there = |key: &Bytes| keys.binary_search(key).is_ok();
         let is_missing = |key: &Bytes| span.contains(key) && !is_there(key);
         match span.table {
             entries::PREFIX => self

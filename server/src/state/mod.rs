@@ -71,6 +71,9 @@ pub enum StateError {
     /// The trust domain's own name makes no server ID.
     #[error("trust domain {0} is too long for a server ID")]
     TrustDomain(TrustDomain),
+    /// The process is stopping.
+    #[error("reading the store was interrupted: {0}")]
+    Interrupted(#[source] tokio::task::JoinError),
     /// [`State::run`] was called twice.
     #[error("the state is followed already")]
     Running,

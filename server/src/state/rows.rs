@@ -1,5 +1,6 @@
 //! What the keys and values of the store mean to the state. Decoded before the lock is taken.
 
+use bytes::Bytes;
 use vane_identity::bundle::Bundle;
 use vane_identity::entry::{Entry, EntryId};
 use vane_identity::id::{SpiffeId, TrustDomain};
@@ -43,22 +44,42 @@ impl Batch {
             rows: rows.collect::<Result<_, _>>()?,
         })
     }
+}
 
-    /// The rows of a page, and the deletion of what it lacks. It is no step in the history:
-    /// the pages before and after are of other revisions.
-    pub(super) fn of_page(
-        page: Page,
-        missing: Vec<Row>,
-        trust_domain: &TrustDomain,
-    ) -> Result<Self, KvError> {
-        let at = page.revision;
-        let there = page.items.into_iter().map(ChangeOp::Put);
-        let there = there.filter_map(|op| row(&op, at, trust_domain).transpose());
-        let missing = missing.into_iter().map(|row| Ok((row, at)));
+/// A page of a table.
+#[derive(Debug)]
+pub(super) struct Part {
+    /// Its rows. They are no step in the history: the pages before and after are of other
+    /// revisions.
+    pub(super) batch: Batch,
+    /// Their keys, in order.
+    pub(super) keys: Vec<Bytes>,
+    /// As in [`Page`].
+    pub(super) revision: Revision,
+    /// As in [`Page`].
+    pub(super) more: bool,
+}
+
+impl Part {
+    /// The rows of a page of the store of `trust_domain`.
+    pub(super) fn of_page(page: Page, trust_domain: &TrustDomain) -> Result<Self, KvError> {
+        let revision = page.revision;
+        let keys = page.items.iter().map(|item| item.key.clone()).collect();
+        let ops = page.items.into_iter().map(ChangeOp::Put);
+        let rows = ops.filter_map(|op| row(&op, revision, trust_domain).transpose());
+        let rows = rows.collect::<Result<_, _>>()?;
         Ok(Self {
-            revision: 0,
-            rows: there.chain(missing).collect::<Result<_, _>>()?,
+            batch: Batch { revision: 0, rows },
+            keys,
+            revision,
+            more: page.more,
         })
+    }
+
+    /// Adds the deletion of what the page lacks.
+    pub(super) fn delete(&mut self, missing: Vec<Row>) {
+        let missing = missing.into_iter().map(|row| (row, self.revision));
+        self.batch.rows.extend(missing);
     }
 }
 

@@ -439,7 +439,10 @@ async fn an_entry_is_authorized_exactly_while_it_is_in_the_agents_set() {
         let is_served = |number: &u8| state.authorized(&agent(0), &entry_id(*number)).is_some();
         (0..7).filter(is_served).collect()
     };
-    assert!(served().is_empty(), "an agent that is not attested has no set");
+    assert!(
+        served().is_empty(),
+        "an agent that is not attested has no set"
+    );
     world.attest(&agent(0), selectors(1)).await;
     assert_eq!(served(), [1, 2]);
     world.attest(&agent(0), selectors(2)).await;

@@ -1,0 +1,157 @@
+//! Creating, updating and deleting one entry.
+
+use tonic::Code;
+use uuid::Uuid;
+use vane_identity::entry::{Entry, EntryId};
+use vane_identity::id::TrustDomain;
+use vane_identity::lifetime::to_unix;
+use vane_store::kv::CommitError;
+use vane_store::tables::entries::{self, CreateError, UpdateError};
+use vane_store::tables::row::Row;
+use vane_wire::convert;
+use vane_wire::spire::api::types;
+use vane_wire::status::{self, Refusal};
+
+use super::not_found;
+use crate::api::Parts;
+use crate::audit::Change;
+use crate::caller::Caller;
+
+/// How often a change is tried again that lost against another one.
+const TRIES: usize = 16;
+
+/// What became of an entry that was to be created.
+enum Creation {
+    /// It is new.
+    Made(Entry),
+    /// This one was there.
+    Similar(Entry),
+}
+
+/// Creates an entry; one with the same SPIFFE ID, parent and selectors is returned beside
+/// ALREADY_EXISTS (SPIRE.md trap 4).
+pub(super) async fn create(
+    parts: &Parts,
+    caller: &Caller,
+    wire: &types::Entry,
+) -> (types::Status, Option<types::Entry>) {
+    match try_create(parts, caller, wire).await {
+        Ok(Creation::Made(entry)) => (status::ok(), Some((&entry).into())),
+        Ok(Creation::Similar(entry)) => {
+            let text = "similar entry already exists";
+            let status = Refusal::new(Code::AlreadyExists, text).item();
+            (status, Some((&entry).into()))
+        }
+        Err(refusal) => (refusal.item(), None),
+    }
+}
+
+async fn try_create(
+    parts: &Parts,
+    caller: &Caller,
+    wire: &types::Entry,
+) -> Result<Creation, Refusal> {
+    let tried = "failed to create entry";
+    let fresh = EntryId::parse(&Uuid::new_v4().to_string())
+        .map_err(|error| Refusal::because(Code::Internal, tried, error))?;
+    let now = to_unix(parts.clock.now());
+    let entry = convert::entry::create(wire, &parts.trust_domain, now, || fresh)
+        .map_err(|error| Refusal::of("failed to convert entry", &error))?;
+    check_federation(parts, &entry, tried)?;
+    match entries::create(&*parts.kv, &entry).await {
+        Ok(revision) => {
+            let change = Change::EntryCreated(&entry);
+            parts.acknowledge(caller, change, revision, tried).await?;
+            Ok(Creation::Made(entry))
+        }
+        Err(CreateError::Similar(row)) => Ok(Creation::Similar(row.value)),
+        Err(error @ CreateError::IdTaken(_)) => {
+            Err(Refusal::because(Code::AlreadyExists, tried, error))
+        }
+        Err(CreateError::Commit(error)) => Err(parts.store_refusal(tried, &error)),
+    }
+}
+
+/// Updates the fields of an entry that `mask` names.
+///
+/// # Errors
+/// NOT_FOUND `failed to update entry`, and what conversion and store say.
+pub(super) async fn update(
+    parts: &Parts,
+    caller: &Caller,
+    wire: &types::Entry,
+    mask: Option<&types::EntryMask>,
+) -> Result<types::Entry, Refusal> {
+    let tried = "failed to update entry";
+    if wire.id.is_empty() {
+        return Err(Refusal::new(Code::InvalidArgument, "missing entry ID"));
+    }
+    let missing = || Refusal::new(Code::NotFound, tried);
+    let id = EntryId::parse(&wire.id).map_err(|_| missing())?;
+    for _ in 0..TRIES {
+        let row = read(parts, &id, tried).await?.ok_or_else(missing)?;
+        let entry = convert::entry::merge(&row.value, wire, mask, &parts.trust_domain)
+            .map_err(|error| Refusal::of("failed to convert entry", &error))?;
+        check_federation(parts, &entry, tried)?;
+        match entries::update(&*parts.kv, &row, &entry).await {
+            Ok(revision) => {
+                let change = Change::EntryUpdated(&entry);
+                parts.acknowledge(caller, change, revision, tried).await?;
+                return Ok((&entry).into());
+            }
+            Err(UpdateError::Similar(_)) => {
+                let why = "similar entry already exists";
+                return Err(Refusal::because(Code::AlreadyExists, tried, why));
+            }
+            Err(UpdateError::Changed) => {}
+            Err(UpdateError::Commit(error)) => return Err(parts.store_refusal(tried, &error)),
+        }
+    }
+    Err(busy(tried))
+}
+
+/// Deletes an entry.
+///
+/// # Errors
+/// NOT_FOUND `entry not found`, and what the store says.
+pub(super) async fn delete(parts: &Parts, caller: &Caller, id: &str) -> Result<(), Refusal> {
+    let tried = "failed to delete entry";
+    if id.is_empty() {
+        return Err(Refusal::new(Code::InvalidArgument, "missing entry ID"));
+    }
+    let id = EntryId::parse(id).map_err(|_| not_found())?;
+    for _ in 0..TRIES {
+        let row = read(parts, &id, tried).await?.ok_or_else(not_found)?;
+        match entries::delete(&*parts.kv, &row).await {
+            Ok(revision) => {
+                let change = Change::EntryDeleted(&row.value);
+                return parts.acknowledge(caller, change, revision, tried).await;
+            }
+            Err(CommitError::Conflict { .. }) => {}
+            Err(error) => return Err(parts.store_refusal(tried, &error)),
+        }
+    }
+    Err(busy(tried))
+}
+
+async fn read(parts: &Parts, id: &EntryId, tried: &str) -> Result<Option<Row<Entry>>, Refusal> {
+    let row = entries::get(&*parts.kv, id).await;
+    row.map_err(|error| parts.store_refusal(tried, &error.into()))
+}
+
+/// An entry federates only with trust domains whose bundle is known.
+fn check_federation(parts: &Parts, entry: &Entry, tried: &str) -> Result<(), Refusal> {
+    let unknown = |one: &&TrustDomain| parts.state.bundle(one).is_none();
+    match entry.federates_with.iter().find(unknown) {
+        Some(trust_domain) => {
+            let why = format!("unable to find federated bundle \"{trust_domain}\"");
+            Err(Refusal::because(Code::Internal, tried, why))
+        }
+        None => Ok(()),
+    }
+}
+
+fn busy(tried: &str) -> Refusal {
+    let why = "it was changed by others meanwhile, try again";
+    Refusal::because(Code::Aborted, tried, why)
+}

@@ -1,0 +1,107 @@
+//! The command line of `vane-server`. Exit status 0, 1 when it could not start or go on, 2 for
+//! a wrong command line.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use tokio_util::sync::CancellationToken;
+use vane_chassis::signals::Signals;
+use vane_chassis::{config as file, telemetry};
+
+use crate::app::{self, Ready};
+use crate::config::Config;
+
+/// Signs SPIFFE identities for the agents of a trust domain.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vane-server",
+    version,
+    after_help = "Examples:\n  vane-server check -c server.toml\n  vane-server run -c server.toml"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run until SIGTERM or Ctrl-C.
+    Run(File),
+    /// Check a configuration, and print what is in force without secrets.
+    Check(File),
+}
+
+#[derive(Debug, clap::Args)]
+struct File {
+    /// The configuration.
+    #[arg(short, long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+/// Reads the command line and carries it out.
+#[must_use]
+pub fn main_entry() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Run(file) => run(&file),
+        Command::Check(file) => check(&file),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn load(file: &File) -> anyhow::Result<Config> {
+    let mut config = Config::load(&file.config)?;
+    config.check()?;
+    Ok(config)
+}
+
+fn check(file: &File) -> anyhow::Result<()> {
+    let text = file::print(&load(file)?)?;
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .context("cannot print")
+}
+
+fn run(file: &File) -> anyhow::Result<()> {
+    let config = load(file)?;
+    let log = telemetry::Log {
+        level: config.server.log_level.clone(),
+        format: config.server.log_format,
+    };
+    telemetry::init(&log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let stop = CancellationToken::new();
+        let signals = Signals::install().context("cannot handle signals")?;
+        let (server, ()) = tokio::join!(
+            async {
+                let ended = app::run(config, stop.clone(), |ready| print(&ready)).await;
+                stop.cancel();
+                ended
+            },
+            signals.cancel(stop.clone()),
+        );
+        server
+    })
+}
+
+fn print(ready: &Ready) {
+    let line = format!(
+        "ready server_address={} admin_socket={} trust_domain={}\n",
+        ready.server_address,
+        ready.admin_socket.display(),
+        ready.trust_domain
+    );
+    // Whoever started it without reading its output does not wait for the line.
+    let _ = std::io::stdout().write_all(line.as_bytes());
+}
