@@ -18,7 +18,7 @@ use vane_chassis::mtls::{
     Bootstrap, Identity, Party, Roots, bootstrap_config, client_config, only,
 };
 use vane_chassis::ops::Ops;
-use vane_chassis::tasks::{TaskError, Tasks};
+use vane_chassis::tasks::{BoxError, TaskError, Tasks};
 use vane_chassis::unix_listener::{Socket, UnixListener};
 use vane_client::channel;
 use vane_identity::bundle::Bundle;
@@ -375,9 +375,21 @@ impl Parts {
 async fn finish(tasks: Tasks) -> anyhow::Result<()> {
     tasks.join(DRAIN).await.map_err(|error| match error {
         // The task's own error says it; the name of the task would only stand before it.
-        TaskError::Failed { source, .. } => anyhow::Error::from_boxed(source),
+        TaskError::Failed { source, .. } => unboxed(source),
         other => other.into(),
     })
+}
+
+/// The error of a task, as itself: what is in a box cannot be told apart by [`is_final`].
+fn unboxed(error: BoxError) -> anyhow::Error {
+    let error = match error.downcast::<CacheError>() {
+        Ok(error) => return (*error).into(),
+        Err(error) => error,
+    };
+    match error.downcast::<RenewalError>() {
+        Ok(error) => (*error).into(),
+        Err(error) => anyhow::Error::from_boxed(error),
+    }
 }
 
 /// The bundle of a server that is trusted by its first answer.
@@ -417,5 +429,35 @@ async fn follow_bundle(
             roots.set(&bundle.anchors());
             own.send_replace(Some(bundle));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ended(error: impl std::error::Error + Send + Sync + 'static) -> bool {
+        is_final(&unboxed(Box::new(error)))
+    }
+
+    #[test]
+    fn what_the_server_denies_for_good_removes_the_svid_and_nothing_else_does() {
+        let denied = |reason| CacheError::Denied {
+            reason,
+            message: String::new(),
+        };
+        assert!(ended(denied(Reason::AgentBanned)));
+        assert!(ended(denied(Reason::AgentNotAttested)));
+        assert!(!ended(denied(Reason::AgentMustReattest)));
+        let renewal = |reason| {
+            RenewalError::Denied(node::NodeError::Denied {
+                reason,
+                message: String::new(),
+            })
+        };
+        assert!(ended(renewal(Reason::AgentBanned)));
+        let expired = node::NodeError::Unavailable(String::new());
+        assert!(!ended(RenewalError::Expired(expired)));
+        assert!(!ended(std::io::Error::other("x")));
     }
 }

@@ -26,6 +26,7 @@ use vane_wire::vane::sync::v1::watch_request::Request;
 use crate::counters::Counters;
 use crate::issue::{self, BATCH, Outcome};
 use crate::link::{Event, Link};
+use crate::node::meaning;
 use crate::registry::{Reaction, Registry};
 use crate::snapshot::{Served, Snapshot, State};
 use crate::svid::{Svid, hex};
@@ -80,7 +81,7 @@ struct Wanted {
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
     /// The server denies this agent for a reason that waiting does not cure.
-    #[error("the server denies this agent: {message}")]
+    #[error("the server denies this agent: {}: {message}", meaning(*.reason))]
     Denied {
         /// The reason.
         reason: Reason,

@@ -39,7 +39,7 @@ pub enum NodeError {
     #[error("the server refused: {0}")]
     Refused(String),
     /// The server denies this agent.
-    #[error("the server denies this agent: {message}")]
+    #[error("the server denies this agent: {}: {message}", meaning(*.reason))]
     Denied {
         /// The reason.
         reason: Reason,
@@ -55,6 +55,25 @@ pub enum NodeError {
     /// The answer is no agent's SVID.
     #[error("the server's answer is no SVID of an agent: {0}")]
     Answer(String),
+}
+
+/// What a denial means, and the way out.
+#[must_use]
+pub fn meaning(reason: Reason) -> &'static str {
+    match reason {
+        Reason::AgentBanned => {
+            "it is banned; after `vane agent evict` it may attest anew with a fresh join token"
+        }
+        Reason::AgentNotAttested => {
+            "it is not known (evicted?); let it attest anew with a fresh join token"
+        }
+        Reason::AgentExpired => "its SVID has expired; let it attest anew with a fresh join token",
+        Reason::AgentNotActive => {
+            "a newer SVID of it is in use (by a copy of its data_dir?); let it attest anew with a fresh join token"
+        }
+        Reason::AgentMustReattest => "it has to attest anew",
+        Reason::Unknown => "no reason is given",
+    }
 }
 
 impl NodeError {
