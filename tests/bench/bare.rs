@@ -25,15 +25,7 @@ pub(crate) struct BareCa {
 impl BareCa {
     pub(crate) fn new() -> Self {
         let trust_domain = TrustDomain::parse("example.org").unwrap();
-        let profile = Profile::new(&ProfileConfig {
-            trust_domain: trust_domain.clone(),
-            ca_ttl: Duration::from_secs(24 * 3_600),
-            ca_key_type: KeyType::EcP256,
-            ca_subject: SubjectConfig::default(),
-            default_x509_svid_ttl: Duration::from_secs(3_600),
-            agent_ttl: None,
-        })
-        .unwrap();
+        let profile = Profile::new(&profile(&trust_domain)).unwrap();
         let (private, public) = PrivateKey::generate(KeyType::EcP256).unwrap();
         let key =
             EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, private.pkcs8()).unwrap();
@@ -75,6 +67,18 @@ impl BareCa {
             .unwrap();
         let tbs = leaf_tbs(&plan, &self.issuer, &Serial::random().unwrap());
         assemble(&tbs, self.issuer.signature, &sign(&self.key, &tbs))
+    }
+}
+
+/// The defaults of a server.
+pub(crate) fn profile(trust_domain: &TrustDomain) -> ProfileConfig {
+    ProfileConfig {
+        trust_domain: trust_domain.clone(),
+        ca_ttl: Duration::from_secs(24 * 3_600),
+        ca_key_type: KeyType::EcP256,
+        ca_subject: SubjectConfig::default(),
+        default_x509_svid_ttl: Duration::from_secs(3_600),
+        agent_ttl: None,
     }
 }
 

@@ -3,14 +3,21 @@
 mod bare;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use vane_agent::snapshot::{Kind, Matches, Served, Snapshot, State};
 use vane_agent::svid::Svid;
 use vane_agent::workload::{Attested, Outcome};
+use vane_authority::authority::{Authority, Deps};
 use vane_authority::csr;
+use vane_authority::issue::X509Request;
+use vane_authority::key_manager::Memory;
+use vane_authority::log::Log;
+use vane_authority::profile::SvidKind;
 use vane_chassis::clock::{Clock, System};
 use vane_chassis::h2_authority;
 use vane_identity::bundle::{Bundle, X509Authority};
@@ -21,6 +28,7 @@ use vane_identity::key::{KeyType, PrivateKey};
 use vane_identity::lifetime::Jitter;
 use vane_identity::selector::Selector;
 use vane_identity::x509_svid::Certificate;
+use vane_store::memory::MemoryKv;
 use vane_tests::remote::Key;
 use vane_wire::spire::api::types;
 
@@ -49,6 +57,50 @@ mod issuance {
         let (ca, id) = (BareCa::new(), id("/workload"));
         let csr = Key::generate().csr(Some(id.as_str()));
         bencher.bench_local(|| ca.issue(black_box(&csr), &id, now()));
+    }
+
+    /// The one function of the server, and the CSR before it, without a network and with a
+    /// log that is written to a file, a batch at a time.
+    #[divan::bench(args = [1, 10, 64])]
+    fn server_function(bencher: Bencher<'_, '_>, batch: usize) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let authority = runtime.block_on(authority(&dir.path().join("audit.jsonl")));
+        let id = id("/workload");
+        let csr = Key::generate().csr(Some(id.as_str()));
+        bencher.counter(ItemsCount::new(batch)).bench_local(|| {
+            let requests = (0..batch).map(|_| request(&csr, &id)).collect();
+            runtime.block_on(authority.issue_x509(requests))
+        });
+    }
+
+    fn request(csr: &[u8], id: &SpiffeId) -> X509Request {
+        X509Request {
+            kind: SvidKind::Workload {
+                dns_names: Vec::new(),
+            },
+            spiffe_id: id.clone(),
+            public_key: csr::verify(black_box(csr)).unwrap().public_key,
+            ttl: Duration::ZERO,
+            caller: "spiffe://example.org/spire/agent/x".to_owned(),
+            entry_id: Some(EntryId::parse("7b7a7f2e-6a0b-4a57-9c1c-000000000001").unwrap()),
+        }
+    }
+
+    async fn authority(log: &Path) -> Arc<Authority> {
+        let clock: Arc<dyn Clock> = Arc::new(System);
+        let deps = Deps {
+            clock: Arc::clone(&clock),
+            kv: Arc::new(MemoryKv::new().unwrap()),
+            keys: Arc::new(Memory::new()),
+            log: Arc::new(Log::open(log, clock).unwrap()),
+            server_id: "bench".to_owned(),
+        };
+        let trust_domain = TrustDomain::parse("example.org").unwrap();
+        let opened = Authority::open(&bare::profile(&trust_domain), deps).await;
+        opened.map_err(|error| error.to_string()).unwrap()
     }
 
     #[divan::bench]
