@@ -113,6 +113,12 @@ impl Raw {
         self.exchange(path, request, |_| false).await
     }
 
+    /// Calls `path` with `message`, and hangs up after the first message of the answer.
+    pub async fn first(&self, path: &str, message: Bytes) -> Answer {
+        let request = futures_util::stream::iter([message]).boxed();
+        self.exchange(path, request, |got| !got.is_empty()).await
+    }
+
     /// Calls `path` with `messages` and leaves the request open until the answer is `enough`
     /// or ends.
     pub async fn until(

@@ -262,6 +262,11 @@ fn over(out: &mut Vec<u8>, message: &DynamicMessage, field: &FieldDescriptor) ->
         return Some(());
     }
     match field.kind() {
+        // A path is one by its slash.
+        Kind::String if field.name() == "path" => {
+            let path = format!("/{}", "a".repeat(item_octets(field)?));
+            put_bytes(out, field, path.as_bytes());
+        }
         Kind::String | Kind::Bytes => put_bytes(out, field, &vec![b'a'; item_octets(field)? + 1]),
         Kind::Bool => put_varint(out, field, 2),
         Kind::Enum(_) => put_varint(out, field, 99),
