@@ -238,9 +238,8 @@ async fn start_server(
         dir.join("server.sock"),
         dir.join("server"),
     );
-    let config: vane_server::config::Config =
-        vane_chassis::config::parse(&text, "vane dev")
-            .map_err(|error| Failure::new(format!("the server's configuration: {error}")))?;
+    let config: vane_server::config::Config = vane_chassis::config::parse(&text, "vane dev")
+        .map_err(|error| Failure::new(format!("the server's configuration: {error}")))?;
     let (ready, is_ready) = oneshot::channel();
     let stop = tasks.token();
     tasks.spawn("server", async move {
@@ -268,9 +267,8 @@ async fn start_agent(
         dir.join("agent"),
         dir.join("bundle.pem"),
     );
-    let config: vane_agent::config::Config =
-        vane_chassis::config::parse(&text, "vane dev")
-            .map_err(|error| Failure::new(format!("the agent's configuration: {error}")))?;
+    let config: vane_agent::config::Config = vane_chassis::config::parse(&text, "vane dev")
+        .map_err(|error| Failure::new(format!("the agent's configuration: {error}")))?;
     let (ready, is_ready) = oneshot::channel();
     let stop = tasks.token();
     tasks.spawn("agent", async move {
