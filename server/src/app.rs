@@ -7,6 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures_util::Stream;
+use nix::unistd::Gid;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use vane_authority::authority::{Authority, Deps};
@@ -14,7 +17,6 @@ use vane_authority::key_manager;
 use vane_authority::log::Log;
 use vane_authority::profile::ProfileConfig;
 use vane_authority::server_id;
-use vane_authority::subject::SubjectConfig;
 use vane_chassis::builtin::open_section;
 use vane_chassis::clock::{Clock, System};
 use vane_chassis::files::{compat_dir, private_dir, raise_nofile, socket_dir};
@@ -29,14 +31,16 @@ use vane_store::kv::Kv;
 use vane_store::memory::MemoryKv;
 use vane_store::sled_kv::{SledConfig, SledKv};
 
-use crate::api::{self, Admitted, Parts, PartsDeps, Services, Settings};
+use crate::api::{self, Admitted, Connection, Parts, PartsDeps, Services, Settings};
 use crate::config::{COMPAT_SOCKET, Config, Engine};
 use crate::own_svid::OwnSvid;
 use crate::push::Push;
 use crate::state::State;
 
-/// So long calls and tasks may take to end.
+/// So long calls may take to end once the server stops.
 const DRAIN: Duration = Duration::from_secs(10);
+/// So long tasks may take to end.
+const GRACE: Duration = Duration::from_secs(5);
 /// Connections to the admin sockets at once.
 const ADMIN_CONNECTIONS: usize = 1_024;
 const ADMIN_MODE: u32 = 0o660;
@@ -55,6 +59,9 @@ pub struct Ready {
 
 /// Runs a server until `stop`, and tells `on_ready` once it serves.
 ///
+/// The listeners stop first; what they stand on (state, authorities) goes on until their calls
+/// have ended, so that a change that was stored is acknowledged.
+///
 /// # Errors
 /// What keeps it from starting or from going on, with the way out.
 pub async fn run(
@@ -70,6 +77,9 @@ pub async fn run(
     let metrics = Metrics::new("vane_server", env!("CARGO_PKG_VERSION"));
     let readiness = Readiness::new();
     let starting = readiness.register("server");
+    let below = CancellationToken::new();
+    let mut ground = Tasks::with_token(below.clone());
+    serve_ops(&config, &metrics, readiness, &mut ground).await?;
 
     let dir = private_dir(&server.data_dir).context("server.data_dir")?;
     let server_id = server_id::load_or_create(&dir)?;
@@ -91,7 +101,6 @@ pub async fn run(
     let authority = Authority::open(&profile(&config), deps)
         .await
         .context("cannot open the signing authorities")?;
-
     let state = State::load(Arc::clone(&kv), Arc::clone(&clock), trust_domain.clone()).await?;
     let push = Push::new(Arc::clone(&state), &metrics);
     let own_svid = OwnSvid::open(Arc::clone(&authority), Arc::clone(&clock), trust_domain).await?;
@@ -112,7 +121,7 @@ pub async fn run(
         authority: Arc::clone(&authority),
         log,
         own_svid: own_svid.chain(),
-        metrics: metrics.clone(),
+        metrics,
     });
     let services = Services::new(&parts).await;
 
@@ -123,55 +132,97 @@ pub async fn run(
     let (acceptor, incoming) = listener.serve(tls, Limits::default());
     let admin = admin_listeners(&config, &stop)?;
 
-    let mut tasks = Tasks::with_token(stop.clone());
-    tasks.spawn("state", state.clone().run(stop.clone()));
-    tasks.spawn("authorities", authority.run(stop.clone()));
-    tasks.spawn("own SVID", own_svid.run(stop.clone()));
-    tasks.spawn(
+    ground.spawn("state", state.clone().run(below.clone()));
+    ground.spawn("authorities", authority.run(below.clone()));
+    ground.spawn("own SVID", own_svid.run(below.clone()));
+    ground.spawn(
         "bundle",
-        follow_bundle(state, roots, trust_domain.clone(), stop.clone()),
+        follow_bundle(state, roots, trust_domain.clone(), below.clone()),
     );
-    tasks.spawn("closing", close(push, stop.clone()));
-    tasks.spawn("TLS", acceptor.run(stop.clone()));
-    tasks.spawn(
+    let mut front = Tasks::with_token(stop.clone());
+    front.spawn("ground", end_with(below.clone(), stop.clone()));
+    front.spawn("closing", close(push, services.clone(), stop.clone()));
+    front.spawn("TLS", acceptor.run(stop.clone()));
+    front.spawn(
         "agents",
-        services
-            .clone()
-            .serve(api::tls(incoming), stop.clone().cancelled_owned()),
+        serve(services.clone(), api::tls(incoming), stop.clone()),
     );
     for listener in admin {
-        tasks.spawn(
+        let incoming = api::local(listener);
+        front.spawn(
             "admin socket",
-            services
-                .clone()
-                .serve(api::local(listener), stop.clone().cancelled_owned()),
+            serve(services.clone(), incoming, stop.clone()),
         );
     }
-    if config.telemetry.enabled {
-        let ops = Ops::bind(config.telemetry.ops_address, metrics, readiness)
-            .await
-            .with_context(|| {
-                format!(
-                    "cannot listen on telemetry.ops_address {}",
-                    config.telemetry.ops_address
-                )
-            })?;
-        tasks.spawn("ops", ops.run(stop.clone()));
-    }
     services.set_ready(true).await;
-    drop(starting);
+    starting.done();
     on_ready(Ready {
         server_address,
-        admin_socket: config.server.socket_path.clone(),
+        admin_socket: server.socket_path.clone(),
         trust_domain: trust_domain.clone(),
     });
     stop.cancelled().await;
-    services.set_ready(false).await;
-    tasks.join(DRAIN).await.map_err(|error| match error {
+    let served = front.join(DRAIN + GRACE).await;
+    below.cancel();
+    let stood = ground.join(GRACE).await;
+    // When the ground gave way, that is the reason and not that the listeners ended.
+    stood.and(served).map_err(|error| match error {
         // The task's own error says it; the name of the task would only stand before it.
         TaskError::Failed { source, .. } => anyhow::Error::from_boxed(source),
         other => other.into(),
     })
+}
+
+/// What the listeners stand on has ended by itself; its own error says why.
+#[derive(Debug, thiserror::Error)]
+#[error("a part of the server ended")]
+struct GroundEnded;
+
+/// Ends the listeners when what they stand on ends.
+async fn end_with(below: CancellationToken, stop: CancellationToken) -> Result<(), GroundEnded> {
+    tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        () = below.cancelled() => Err(GroundEnded),
+    }
+}
+
+/// Serves one listener until `stop`, then at most [`DRAIN`] longer.
+async fn serve<S>(
+    services: Services,
+    incoming: impl Stream<Item = Result<Connection<S>, Infallible>>,
+    stop: CancellationToken,
+) -> Result<(), tonic::transport::Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let overdue = async {
+        stop.cancelled().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    tokio::select! {
+        ended = services.serve(incoming, stop.clone().cancelled_owned()) => ended,
+        () = overdue => {
+            tracing::warn!(deadline = ?DRAIN, "calls were still under way at the end");
+            Ok(())
+        }
+    }
+}
+
+async fn serve_ops(
+    config: &Config,
+    metrics: &Metrics,
+    readiness: Readiness,
+    tasks: &mut Tasks,
+) -> anyhow::Result<()> {
+    if !config.telemetry.enabled {
+        return Ok(());
+    }
+    let address = config.telemetry.ops_address;
+    let ops = Ops::bind(address, metrics.clone(), readiness)
+        .await
+        .with_context(|| format!("cannot listen on telemetry.ops_address {address}"))?;
+    tasks.spawn("ops", ops.run(tasks.token()));
+    Ok(())
 }
 
 async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Kv>> {
@@ -202,7 +253,7 @@ fn profile(config: &Config) -> ProfileConfig {
         trust_domain: server.trust_domain.clone(),
         ca_ttl: server.ca_ttl,
         ca_key_type: server.ca_key_type,
-        ca_subject: SubjectConfig::default(),
+        ca_subject: server.ca_subject.clone(),
         default_x509_svid_ttl: server.default_x509_svid_ttl,
         agent_ttl: server.agent_ttl,
     }
@@ -225,14 +276,12 @@ fn admin_listeners(
     stop: &CancellationToken,
 ) -> anyhow::Result<Vec<UnixListener<Admitted>>> {
     let server = &config.server;
+    let group = server.admin_gid()?;
     let places = Arc::new(Semaphore::new(ADMIN_CONNECTIONS));
     let mut paths = vec![server.socket_path.clone()];
-    if let Some(dir) = server
-        .socket_path
-        .parent()
-        .filter(|dir| *dir != Path::new(""))
-    {
-        socket_dir(dir, ADMIN_DIR_MODE).context("server.socket_path")?;
+    let dir = server.socket_path.parent();
+    if let Some(dir) = dir.filter(|dir| *dir != Path::new("")) {
+        admin_dir(dir, group).context("server.socket_path")?;
     }
     if server.compat_socket {
         let path = PathBuf::from(COMPAT_SOCKET);
@@ -241,7 +290,6 @@ fn admin_listeners(
         }
         paths.push(path);
     }
-    let group = server.admin_gid()?;
     let bind = |path: PathBuf| {
         let places = Arc::clone(&places);
         let socket = Socket {
@@ -256,6 +304,17 @@ fn admin_listeners(
         )?)
     };
     paths.into_iter().map(bind).collect()
+}
+
+/// Makes the directory of the admin socket when it is not there; its group may then enter it.
+fn admin_dir(dir: &Path, group: Option<u32>) -> anyhow::Result<()> {
+    let is_new = !dir.exists();
+    socket_dir(dir, ADMIN_DIR_MODE)?;
+    if let Some(group) = group.filter(|_| is_new) {
+        nix::unistd::chown(dir, None, Some(Gid::from_raw(group)))
+            .with_context(|| format!("cannot give {} to group {group}", dir.display()))?;
+    }
+    Ok(())
 }
 
 /// Trusts the clients of the bundle as it changes.
@@ -277,9 +336,14 @@ async fn follow_bundle(
     }
 }
 
-/// Ends the agents' streams, which would else hold the drain up.
-async fn close(push: Arc<Push>, stop: CancellationToken) -> Result<(), Infallible> {
+/// Ends the streams that would else hold the drain up.
+async fn close(
+    push: Arc<Push>,
+    services: Services,
+    stop: CancellationToken,
+) -> Result<(), Infallible> {
     stop.cancelled().await;
+    services.end_health().await;
     push.close();
     Ok(())
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use vane_authority::key_manager;
 use vane_authority::log::Mode;
+use vane_authority::subject::{Subject, SubjectConfig, SubjectError};
 use vane_chassis::builtin::Section;
 use vane_chassis::config::{self, ConfigError};
 use vane_chassis::files::unix_path_check;
@@ -82,6 +83,10 @@ pub struct Server {
     /// The kind of CA keys: `ec-p256`, `ec-p384`, `rsa-2048` or `rsa-4096`.
     #[serde(default)]
     pub ca_key_type: KeyType,
+    /// The name of CA certificates: `country`, `organization` (lists) and `common_name`;
+    /// `C=US,O=SPIFFE` when nothing is said.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub ca_subject: SubjectConfig,
     /// How long an X.509-SVID lives whose entry does not say it.
     #[serde(default = "default_x509_svid_ttl", with = "humantime_serde")]
     pub default_x509_svid_ttl: Duration,
@@ -206,6 +211,9 @@ pub enum Invalid {
     /// An administrator's ID names a whole trust domain.
     #[error("server.admin_ids: \"{0}\" has no path")]
     AdminId(SpiffeId),
+    /// The CA's name cannot stand in a certificate.
+    #[error("server.ca_subject: {0}")]
+    CaSubject(#[from] SubjectError),
     /// The group is not known here.
     #[error("server.admin_group: there is no group \"{0}\"")]
     Group(String),
@@ -298,6 +306,7 @@ impl Server {
             data_dir: default_data_dir(),
             ca_ttl: default_ca_ttl(),
             ca_key_type: KeyType::default(),
+            ca_subject: SubjectConfig::default(),
             default_x509_svid_ttl: default_x509_svid_ttl(),
             default_jwt_svid_ttl: default_jwt_svid_ttl(),
             agent_ttl: None,
@@ -318,13 +327,6 @@ impl Server {
     #[must_use]
     pub fn agent_ttl(&self) -> Duration {
         self.agent_ttl.unwrap_or(self.default_x509_svid_ttl)
-    }
-
-    /// The longest TTL of an SVID that this CA lifetime can carry in full through its
-    /// rotation (SPIRE's `MaxSVIDTTL`: a sixth, at most a week).
-    #[must_use]
-    pub fn longest_svid_ttl(&self) -> Duration {
-        (self.ca_ttl / 6).min(Duration::from_secs(7 * 86_400))
     }
 
     /// The number of `admin_group`; None leaves the process's own.
@@ -371,6 +373,7 @@ impl Server {
             self.max_staleness,
             MOST_TTL,
         )?;
+        Subject::ca(&self.ca_subject)?;
         unix_path_check(&self.socket_path)?;
         if let Some(id) = self.admin_ids.iter().find(|id| id.path().is_empty()) {
             return Err(Invalid::AdminId(id.clone()));
@@ -404,6 +407,10 @@ fn default_key_manager() -> Section {
 fn default_node_attestors() -> Vec<NodeAttestor> {
     let kind = JOIN_TOKEN.to_owned();
     vec![NodeAttestor { kind }]
+}
+
+fn is_default(subject: &SubjectConfig) -> bool {
+    *subject == SubjectConfig::default()
 }
 
 fn default_bind_address() -> IpAddr {

@@ -88,6 +88,12 @@ impl Services {
         self.health.set_service_status("", status).await;
     }
 
+    /// Says that the server ends, and ends the streams that watch its health.
+    pub async fn end_health(&self) {
+        self.set_ready(false).await;
+        self.health.clone().clear_service_status("").await;
+    }
+
     /// Serves the connections of `incoming` until `stop`, then lets the calls finish that are
     /// under way.
     ///

@@ -85,10 +85,14 @@ fn values_out_of_range_are_told_with_key_value_and_range() {
         refused(|c| c.server.ca_ttl = Duration::ZERO),
         "server.ca_ttl is 0ns but must be at least 10s and at most 315360000s"
     );
-    let long = Duration::from_secs(86_401);
+    let long = Duration::from_secs(315_360_001);
     assert_eq!(
         refused(|c| c.server.default_x509_svid_ttl = long),
-        "server.default_x509_svid_ttl is 86401s but must be at least 1s and at most 86400s"
+        "server.default_x509_svid_ttl is 315360001s but must be at least 1s and at most 315360000s"
+    );
+    assert_eq!(
+        refused(|c| c.server.ca_subject.country = vec!["USA".to_owned()]),
+        "server.ca_subject: country \"USA\" is not two letters"
     );
     assert_eq!(
         refused(|c| c.server.max_renewal_staleness = Duration::from_secs(59)),
