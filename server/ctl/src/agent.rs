@@ -93,6 +93,14 @@ fn agents(channel: Channel) -> AgentClient<Channel> {
 }
 
 impl List {
+    /// The only flag whose value the server reads is the time.
+    fn about(&self, failure: Failure) -> Failure {
+        match &self.expires_before {
+            Some(time) => failure.with(&format!("--expires-before {time:?}")),
+            None => failure,
+        }
+    }
+
     fn selectors(&self) -> Result<Option<types::SelectorMatch>, Failure> {
         let parse = |text: &String| {
             let selector = failure::selector("--selector", text)?;
@@ -127,7 +135,8 @@ impl List {
                 page_size: PAGE,
                 page_token: std::mem::take(&mut all.next_page_token),
             };
-            let page = answer(client.list_agents(request(message)).await)?;
+            let page = answer(client.list_agents(request(message)).await)
+                .map_err(|failure| self.about(failure))?;
             all.agents.extend(page.agents);
             all.next_page_token = page.next_page_token;
             if all.next_page_token.is_empty() {
@@ -174,7 +183,8 @@ impl List {
         let message = wire::CountAgentsRequest {
             filter: Some(filter),
         };
-        let counted = answer(client.count_agents(request(message)).await)?;
+        let counted = answer(client.count_agents(request(message)).await)
+            .map_err(|failure| self.about(failure))?;
         if self.server.json() {
             return output::json(&counted);
         }

@@ -66,6 +66,7 @@ pub(crate) fn socket_path(text: &str) -> Result<PathBuf, Failure> {
 
 /// Connects to the Unix socket of `what`, which `flag` names.
 pub(crate) async fn connect(what: &str, path: &Path, flag: &str) -> Result<Channel, Failure> {
+    crate::failure::talks_to(path, flag);
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let endpoint = Endpoint::from_shared(format!("unix://{}", absolute.display()))
         .map_err(|error| Failure::unreachable(what, path, &error, flag))?

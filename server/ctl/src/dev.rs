@@ -244,7 +244,7 @@ async fn start_server(
     let stop = tasks.token();
     tasks.spawn("server", async move {
         vane_server::app::run(config, stop, |it| {
-            drop(ready.send(it.server_address.to_string()))
+            drop(ready.send(it.server_address.to_string()));
         })
         .await
     });
@@ -364,10 +364,7 @@ impl Running {
             "Workload API: export SPIFFE_ENDPOINT_SOCKET=unix://{}",
             self.workload_api.display()
         ))?;
-        output::line(
-            "Registered you for an identity that lives a minute; Ctrl-C ends everything."
-                .to_owned(),
-        )
+        output::line("Registered you for an identity that lives a minute; Ctrl-C ends everything.")
     }
 }
 

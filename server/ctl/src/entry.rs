@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use clap::{Args, Subcommand, ValueEnum};
 use tonic::transport::Channel;
 use vane_chassis::clock::{Clock as _, System};
+use vane_identity::entry::MAX_HINT_BYTES;
 use vane_identity::lifetime::to_unix;
 use vane_wire::spire::api::server::entry::v1 as wire;
 use vane_wire::spire::api::server::entry::v1::entry_client::EntryClient;
@@ -228,10 +229,10 @@ impl Fields {
     }
 
     fn one(&self, node: bool) -> Result<types::Entry, Failure> {
-        let id = self
-            .spiffe_id
-            .as_deref()
-            .ok_or_else(|| missing("--spiffe-id", "the ID that the process gets"))?;
+        let id = self.spiffe_id.as_deref().ok_or_else(|| {
+            missing("--spiffe-id", "the ID that the process gets")
+                .hint("for example --spiffe-id spiffe://example.org/web")
+        })?;
         let id = failure::spiffe_id("--spiffe-id", id)?;
         let parent = match (&self.parent_id, node) {
             (Some(parent), _) => failure::spiffe_id("--parent-id", parent)?,
@@ -250,6 +251,13 @@ impl Fields {
         if self.selector.is_empty() {
             return Err(missing("--selector", "what a process must show")
                 .hint("for example --selector unix:uid:1000"));
+        }
+        if self.hint.len() > MAX_HINT_BYTES {
+            let seen = self.hint.len();
+            return Err(Failure::usage(format!(
+                "--hint has {seen} bytes, {MAX_HINT_BYTES} are allowed"
+            ))
+            .hint("shorten it"));
         }
         let attributes = types::entry::AdditionalAttributes {
             disable_x509_svid_prefetch: self.disable_x509_svid_prefetch,
@@ -422,14 +430,14 @@ fn report(
             continue;
         }
         failed += 1;
-        let id = output::id(asked.spiffe_id.as_ref());
-        let similar = item
-            .entry
-            .map(|entry| format!(" (entry {})", entry.id))
-            .unwrap_or_default();
-        first.get_or_insert((format!("{id}: {}{similar}", status.message), status.code));
+        let id = match (verb, output::id(asked.spiffe_id.as_ref())) {
+            ("update", id) => format!("--entry-id {:?} ({id})", asked.id),
+            (_, id) => id,
+        };
+        let existing = item.entry.map_or(asked.id.clone(), |entry| entry.id);
+        first.get_or_insert((format!("{id}: {}", status.message), status.code, existing));
     }
-    let Some((what, code)) = first else {
+    let Some((what, code, existing)) = first else {
         return Ok(());
     };
     let more = if failed > 1 {
@@ -437,14 +445,28 @@ fn report(
     } else {
         String::new()
     };
-    let failure = Failure::new(format!("cannot {verb} {what}{more}"));
-    Err(match code {
-        3 if what.contains("trust domain") => failure.hint("`vane bundle show --format spiffe` and the server's `trust_domain` say which one it is"),
-        3 => failure.hint("change the field that it names; `vane entry create --help` has examples"),
-        5 => failure.hint("`vane entry list` shows the IDs that there are"),
-        6 => failure.hint("`vane entry update` changes the one that is there"),
-        _ => failure.hint("the server's log has the cause"),
-    })
+    let next = next_step(code, &what, &existing);
+    Err(Failure::new(format!("cannot {verb} {what}{more}")).hint(next))
+}
+
+/// What to do about an entry that was refused with `code` and `text`.
+fn next_step(code: i32, text: &str, existing: &str) -> String {
+    match code {
+        3 if text.contains(failure::FOREIGN) => "write an ID of the trust domain that it names",
+        3 if text.contains("own trust domain") => {
+            "leave --federates-with away: every process gets the server's own bundle"
+        }
+        3 => "change the field that it names; `vane entry create --help` has examples",
+        5 => "`vane entry list` shows the IDs that there are",
+        6 => {
+            return format!("`vane entry update --entry-id {existing} …` changes the one that is there");
+        }
+        13 if text.contains("federated bundle") => {
+            "the server needs the bundle of that trust domain first; until then leave --federates-with away"
+        }
+        _ => "the server's log has the cause",
+    }
+    .to_owned()
 }
 
 impl Filter {

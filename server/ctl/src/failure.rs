@@ -2,10 +2,22 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use tonic::Code;
 use vane_identity::id::{IdError, SpiffeId};
 use vane_identity::selector::{Selector, SelectorError};
+
+/// What a server says of an ID that is not its own.
+pub(crate) const FOREIGN: &str = "is not a member of trust domain";
+
+/// The socket that this command talks to and the flag that names it, for texts about answers.
+static SOCKET: OnceLock<(String, String)> = OnceLock::new();
+
+/// Remembers the first socket that was connected to: a command has one.
+pub(crate) fn talks_to(socket: &Path, flag: &str) {
+    let _ = SOCKET.set((socket.display().to_string(), flag.to_owned()));
+}
 
 /// A failure as it is printed to people.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +66,12 @@ impl Failure {
     pub(crate) fn of_status(status: &tonic::Status) -> Self {
         let failure = Self::new(status.message().to_owned());
         match status.code() {
-            Code::Unimplemented => failure.hint("this server does not offer that yet; `vane health` shows what it is"),
+            Code::Unimplemented => Self::not_offered(status.message()),
+            Code::InvalidArgument if status.message().contains(FOREIGN) => failure.hint("write an ID of the trust domain that it names"),
+            Code::InvalidArgument if status.message().contains("agent ID") => failure.hint("`vane agent list` shows the IDs of agents"),
+            Code::InvalidArgument | Code::FailedPrecondition | Code::AlreadyExists => {
+                failure.hint("change the value that it names; --help has examples")
+            }
             Code::PermissionDenied if status.message().contains("no identity issued") => failure.hint(
                 "no entry matches this process: `vane entry list` shows the entries, `id -u` the uid for --selector unix:uid:N",
             ),
@@ -72,6 +89,19 @@ impl Failure {
             .hint("the server's log has the cause"),
             _ => failure,
         }
+    }
+
+    /// Somebody answered who does not know the call.
+    fn not_offered(text: &str) -> Self {
+        let (socket, flag) = SOCKET.get().cloned().unwrap_or_default();
+        let text = if text.is_empty() {
+            "not implemented"
+        } else {
+            text
+        };
+        Self::new(format!("{socket} does not offer this: {text}")).hint(format!(
+            "if that is the socket of another program, name the right one with {flag}"
+        ))
     }
 
     /// A socket that cannot be reached.

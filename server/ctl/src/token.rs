@@ -36,7 +36,7 @@ pub(crate) fn seconds(text: &str) -> Result<i32, String> {
     let whole = match text.parse::<u64>() {
         Ok(seconds) => seconds,
         Err(_) => humantime::parse_duration(text)
-            .map_err(|error| error.to_string())?
+            .map_err(|_| "write seconds, or a duration like 1h30m")?
             .as_secs(),
     };
     i32::try_from(whole).map_err(|_| format!("{whole} seconds are more than {} allowed", i32::MAX))
@@ -57,6 +57,10 @@ impl Create {
             .as_deref()
             .map(|text| failure::spiffe_id("--spiffe-id", text))
             .transpose()?;
+        if self.ttl == 0 {
+            return Err(Failure::usage("--ttl 0: the token would be of no use")
+                .hint("for example --ttl 10m"));
+        }
         let channel = self.server.connect().await?;
         let message = CreateJoinTokenRequest {
             ttl: self.ttl,
@@ -67,7 +71,11 @@ impl Create {
             client!(AgentClient<_>, channel)
                 .create_join_token(request(message))
                 .await,
-        )?;
+        )
+        .map_err(|failure| match &self.spiffe_id {
+            Some(id) => failure.with(&format!("--spiffe-id {id}")),
+            None => failure,
+        })?;
         if self.server.json() {
             return output::json(&token);
         }

@@ -40,6 +40,11 @@ pub(crate) struct Mint {
 impl Mint {
     /// Makes a key, has it certified, and writes or prints what came of it.
     pub(crate) async fn run(self) -> Result<(), Failure> {
+        if self.server.json() && self.write.is_none() {
+            // The key is never part of a message: with -o json it must have a file to go to.
+            return Err(Failure::usage("-o json prints no private key")
+                .hint("add --write DIR for the files"));
+        }
         let id = failure::spiffe_id("--spiffe-id", &self.spiffe_id)?;
         let (key, csr) = self.csr(&id)?;
         let channel = self.server.connect().await?;
@@ -51,12 +56,8 @@ impl Mint {
             client!(SvidClient<_>, channel.clone())
                 .mint_x509svid(request(message))
                 .await,
-        )?;
-        if self.server.json() && self.write.is_none() {
-            // The key is never part of a message: with -o json it must have a file to go to.
-            return Err(Failure::usage("-o json prints no private key")
-                .hint("add --write DIR for the files"));
-        }
+        )
+        .map_err(|failure| failure.with(&format!("--spiffe-id {id}")))?;
         let svid = minted.svid.clone().unwrap_or_default();
         let message = GetBundleRequest { output_mask: None };
         let bundle = answer(
