@@ -90,7 +90,7 @@ pub fn attest_request(token: &str, csr: Vec<u8>) -> wire::AttestAgentRequest {
     let params = wire::attest_agent_request::Params {
         data: Some(types::AttestationData {
             r#type: "join_token".to_owned(),
-            payload: token.as_bytes().to_vec().into(),
+            payload: token.as_bytes().to_vec(),
         }),
         params: Some(wire::AgentX509svidParams { csr: csr.into() }),
     };
