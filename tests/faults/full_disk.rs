@@ -189,7 +189,7 @@ pub async fn start() -> Outcome {
     let ballast = fill(&world.path("server"), 0);
     let note = match world.try_restart_server().await {
         Ok(()) => {
-            all_there(&world.admin().await, &[id.clone()]).await;
+            all_there(&world.admin().await, std::slice::from_ref(&id)).await;
             world.kill_server().await;
             "it served".to_owned()
         }
