@@ -9,10 +9,11 @@ pub mod state;
 
 pub mod push;
 
-pub mod audit;
 pub mod caller;
 pub mod config;
 pub mod rate_limit;
+
+pub mod audit;
 
 pub mod api;
 
