@@ -4,6 +4,7 @@ mod bad_input;
 mod garbage;
 mod issue;
 mod limits;
+mod mistakes;
 mod restart;
 mod rotate;
 mod store_faults;
