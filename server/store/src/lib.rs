@@ -8,11 +8,10 @@
 
 pub mod kv;
 
-pub mod memory;
+pub mod conformance;
 pub mod record;
 
+pub mod memory;
 pub mod sled_kv;
-
-pub mod conformance;
 
 pub mod tables;

@@ -6,6 +6,9 @@
 //! Damage found at opening is an error with the way out, never a panic.
 //! Not here: several servers on one store; that is what etcd is for.
 
+mod blobs;
+mod failure;
+mod faults;
 mod layout;
 
 mod disk;
@@ -24,8 +27,9 @@ use std::thread::JoinHandle;
 use async_trait::async_trait;
 use tokio::sync::{Semaphore, oneshot};
 
+use self::disk::Disk;
 pub use self::disk::SledConfig;
-use self::disk::{Disk, Faults};
+use self::faults::Faults;
 use self::plan::Job;
 use self::view::{Failure, STRIDE, View};
 use self::writer::{Message, Shared, Writer};

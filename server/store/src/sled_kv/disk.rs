@@ -12,13 +12,16 @@ use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use super::blobs::Blobs;
+use super::failure::{Fault, corrupt, is_locked, panic_text, unavailable};
+use super::faults::{Faults, Stage};
 use super::layout::{self, Chunks, Fingerprint, Stored, Totals};
 use crate::kv::{Epoch, Item, KvError, Op, RESERVED_FROM, Revision, is_reserved};
-use crate::record::{self, FrameError, RESTORE};
+use crate::record::{self, FrameError};
 
 /// Where the store is and what it may use.
 #[derive(Debug, Clone)]
@@ -37,42 +40,6 @@ impl SledConfig {
             dir: dir.into(),
             cache_bytes: 64_000_000,
         }
-    }
-}
-
-/// The moments at which a test may let the disk fail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Stage {
-    /// The database is about to be opened.
-    Open,
-    /// Nothing of the batch was written yet.
-    Apply,
-    /// The batch is in sled's memory.
-    Sync,
-    /// The batch is on disk, nobody knows yet.
-    Synced,
-}
-
-/// Lets tests fail a [`Stage`]; does nothing in production.
-#[derive(Clone, Default)]
-pub(crate) struct Faults(Option<std::sync::Arc<FaultFn>>);
-
-type FaultFn = dyn Fn(Stage) -> io::Result<()> + Send + Sync;
-
-impl Faults {
-    #[cfg(test)]
-    pub(crate) fn new(f: impl Fn(Stage) -> io::Result<()> + Send + Sync + 'static) -> Self {
-        Self(Some(std::sync::Arc::new(f)))
-    }
-
-    fn at(&self, stage: Stage) -> io::Result<()> {
-        self.0.as_ref().map_or(Ok(()), |fault| fault(stage))
-    }
-}
-
-impl std::fmt::Debug for Faults {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Faults")
     }
 }
 
@@ -328,91 +295,6 @@ impl Disk {
     }
 }
 
-/// What goes wrong inside a call into sled.
-#[derive(Debug)]
-enum Fault {
-    Sled(sled::Error),
-    Io(io::Error),
-    Frame(FrameError),
-    Key(KvError),
-    Damaged(String),
-}
-
-impl From<sled::Error> for Fault {
-    fn from(error: sled::Error) -> Self {
-        Self::Sled(error)
-    }
-}
-
-impl From<io::Error> for Fault {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-impl From<FrameError> for Fault {
-    fn from(error: FrameError) -> Self {
-        Self::Frame(error)
-    }
-}
-
-impl Fault {
-    fn of_key(self, key: &[u8]) -> Self {
-        match self {
-            Self::Frame(error) => Self::Key(record::refusal(key, error)),
-            other => other,
-        }
-    }
-
-    fn explain(self, dir: &Path, doing: &str) -> KvError {
-        match self {
-            Self::Io(error) | Self::Sled(sled::Error::Io(error)) => unavailable(dir, doing, &error),
-            Self::Sled(error) => corrupt(dir, &error.to_string()),
-            Self::Frame(error) => corrupt(dir, &error.to_string()),
-            Self::Key(error) => error,
-            Self::Damaged(what) => corrupt(dir, &what),
-        }
-    }
-}
-
-/// sled spills nodes above 128 KiB into files that it never syncs. Keys and
-/// chunks are kept short so that it hardly happens; when it does, they are
-/// synced here.
-#[derive(Debug)]
-struct Blobs {
-    dir: PathBuf,
-    seen: Mutex<Option<SystemTime>>,
-}
-
-impl Blobs {
-    fn new(dir: PathBuf) -> Self {
-        let seen = Mutex::new(modified(&dir).ok());
-        Self { dir, seen }
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        let now = modified(&self.dir)?;
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if *seen == Some(now) {
-            return Ok(());
-        }
-        for entry in std::fs::read_dir(&self.dir)? {
-            match File::open(entry?.path()) {
-                Ok(blob) => blob.sync_data()?,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
-        File::open(&self.dir)?.sync_all()?;
-        *seen = Some(now);
-        Ok(())
-    }
-}
-
-fn modified(dir: &Path) -> io::Result<SystemTime> {
-    std::fs::metadata(dir)?.modified()
-}
-
 /// The batch of `writes`; brings `totals` to what they are after it.
 fn batch(writes: &[Write], revision: Revision, totals: &mut Totals) -> sled::Batch {
     let mut batch = sled::Batch::default();
@@ -469,45 +351,4 @@ fn open_db(config: &SledConfig) -> Result<sled::Db, KvError> {
         cause: format!("another process has {} open", config.dir.display()),
         way_out: "stop the other vane-server or give this one a data_dir of its own".to_owned(),
     })
-}
-
-fn is_locked(error: &sled::Error) -> bool {
-    matches!(error, sled::Error::Io(error) if error.to_string().contains("could not acquire lock"))
-}
-
-fn unavailable(dir: &Path, doing: &str, error: &io::Error) -> KvError {
-    let way_out = match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "free space on its file system; the store goes on by itself then"
-        }
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            "let the user of the server write there; the store tries again by itself"
-        }
-        _ => "look at the disk and the kernel's log; the store tries again by itself",
-    };
-    // sled hands on copies of errors whose text is the original's Debug.
-    let copy = error.raw_os_error().is_none() && error.kind() != io::ErrorKind::Other;
-    let text = if copy {
-        error.kind().to_string()
-    } else {
-        error.to_string()
-    };
-    KvError::Unavailable {
-        cause: format!("{doing} of {} failed: {text}", dir.display()),
-        way_out: way_out.to_owned(),
-    }
-}
-
-fn corrupt(dir: &Path, what: &str) -> KvError {
-    KvError::Corrupt {
-        what: format!("{}: {what}", dir.display()),
-        way_out: RESTORE.to_owned(),
-    }
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-    let text = text.unwrap_or_else(|| "unknown panic".to_owned());
-    format!("sled gave up on its files: {}", text.replace('\n', " "))
 }

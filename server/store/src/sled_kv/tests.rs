@@ -1,7 +1,7 @@
 //! What only sled has: reopening, damage, and a disk that fails.
 
 mod damage;
-mod faults;
+mod failing;
 mod kill;
 
 use std::path::Path;
@@ -126,7 +126,7 @@ async fn waiting_commits_go_to_disk_together() {
     let syncs = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&syncs);
     let faults = Faults::new(move |stage| {
-        if stage == disk::Stage::Synced {
+        if stage == crate::sled_kv::faults::Stage::Synced {
             counted.fetch_add(1, Ordering::SeqCst);
         }
         Ok(())

@@ -15,7 +15,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use super::disk::{Disk, Faults, SledConfig, Write};
+use super::disk::{Disk, SledConfig, Write};
+use super::faults::Faults;
 use super::plan::{Job, Plan, plan};
 use super::view::View;
 use crate::kv::{Change, ChangeOp, Epoch, Feed, Item, KvError, Op, Revision};

@@ -6,8 +6,8 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use super::disk::Stage;
 use super::*;
+use crate::sled_kv::faults::Stage;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
