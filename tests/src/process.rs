@@ -138,13 +138,6 @@ impl Process {
             .unwrap()
             .count()
     }
-
-    /// Kernel threads.
-    pub fn threads(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/task", self.pid()))
-            .unwrap()
-            .count()
-    }
 }
 
 /// The program, through a shell that lowers its limit of descriptors.
@@ -169,4 +162,33 @@ pub fn rss_of(pid: u32) -> u64 {
         .unwrap();
     let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
     kib * 1024
+}
+
+/// A TCP port of the loopback address that was free a moment ago.
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// A metric without labels, as the ops listener at `port` shows it.
+pub async fn metric(port: u16, name: &str) -> u64 {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port))
+        .await
+        .unwrap();
+    stream
+        .write_all(b"GET /metrics HTTP/1.1\r\nhost: ops\r\nconnection: close\r\n\r\n")
+        .await
+        .unwrap();
+    let mut text = String::new();
+    within("the metrics", stream.read_to_string(&mut text))
+        .await
+        .unwrap();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no metric {name}: {text}"))
+        .trim()
+        .parse()
+        .unwrap()
 }

@@ -21,6 +21,8 @@ pub struct Options {
     pub agent: String,
     /// Further tables of the server's file.
     pub server_tables: String,
+    /// Further tables of the agents' files.
+    pub agent_tables: String,
     /// The most descriptors of the server, when it is not this process's limit.
     pub server_descriptors: Option<u64>,
 }
@@ -177,10 +179,11 @@ impl World {
         let bundle = self.write("bundle.pem", &pem(&admin.bundle().await));
         let socket = self.path(&format!("{name}.sock"));
         let text = format!(
-            "[agent]\ntrust_domain = {TRUST_DOMAIN:?}\nserver_address = \"127.0.0.1\"\nserver_port = {}\nsocket_path = {socket:?}\ndata_dir = {:?}\ntrust_bundle_path = {bundle:?}\njoin_token = {token:?}\n{}",
+            "[agent]\ntrust_domain = {TRUST_DOMAIN:?}\nserver_address = \"127.0.0.1\"\nserver_port = {}\nsocket_path = {socket:?}\ndata_dir = {:?}\ntrust_bundle_path = {bundle:?}\njoin_token = {token:?}\n{}\n{}",
             self.port,
             self.path(name),
             self.options.agent,
+            self.options.agent_tables,
         );
         let config = self.write(&format!("{name}.toml"), &text);
         let log = self.path(&format!("{name}.log"));

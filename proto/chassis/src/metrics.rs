@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::encoding::text;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
@@ -16,7 +17,10 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 
 /// The metrics of a process. Clones share them.
 #[derive(Clone)]
-pub struct Metrics(Arc<Mutex<Registry>>);
+pub struct Metrics {
+    registry: Arc<Mutex<Registry>>,
+    tasks: Gauge,
+}
 
 impl Metrics {
     /// An empty registry whose names begin with `prefix` (`vane_server`), with
@@ -29,12 +33,21 @@ impl Metrics {
             "What is running",
             Info::new([("version", version)]),
         );
-        Self(Arc::new(Mutex::new(registry)))
+        let tasks = Gauge::default();
+        registry.register(
+            "tasks",
+            "Tasks of the runtime that are alive",
+            tasks.clone(),
+        );
+        Self {
+            registry: Arc::new(Mutex::new(registry)),
+            tasks,
+        }
     }
 
     /// Registers a component's metrics, named `<component>_<noun>_<unit>`.
     pub fn register<T>(&self, f: impl FnOnce(&mut Registry) -> T) -> T {
-        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        f(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// All values now, as OpenMetrics text.
@@ -42,8 +55,12 @@ impl Metrics {
     /// # Errors
     /// A collector's own; the metrics of this workspace have none.
     pub fn encode(&self) -> Result<String, fmt::Error> {
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let alive = runtime.metrics().num_alive_tasks();
+            self.tasks.set(i64::try_from(alive).unwrap_or(i64::MAX));
+        }
         let mut out = String::new();
-        let registry = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         text::encode(&mut out, &registry)?;
         Ok(out)
     }
