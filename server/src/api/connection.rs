@@ -33,6 +33,18 @@ pub struct Admitted {
     place: OwnedSemaphorePermit,
 }
 
+#[cfg(test)]
+impl<S> Connection<S> {
+    /// A connection without a socket.
+    pub(super) fn in_memory(stream: S, transport: Transport) -> Self {
+        Self {
+            stream,
+            transport,
+            _place: None,
+        }
+    }
+}
+
 /// The connections of the TLS listener.
 pub fn tls(
     incoming: mtls::Incoming,

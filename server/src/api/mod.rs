@@ -24,6 +24,11 @@ mod sync;
 
 mod serve;
 
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
 pub use connection::{Admitted, Connection, admit, local, tls};
 pub use parts::{Parts, PartsDeps, Settings};
 pub use serve::Services;
