@@ -7,6 +7,7 @@
 //! (SPIFFE_Workload_Endpoint.md section 6). Each request carries the security header.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tonic::metadata::MetadataValue;
@@ -213,13 +214,24 @@ impl X509Contexts {
 }
 
 async fn open(endpoint: &Endpoint) -> Result<Streaming<X509svidResponse>, Status> {
-    let channel = channel::workload_api(endpoint)
-        .await
-        .map_err(|error| Status::unavailable(describe(&error)))?;
+    let channel = channel::workload_api(endpoint).await.map_err(unreached)?;
     let mut client =
         SpiffeWorkloadApiClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let answer = client.fetch_x509svid(request(X509svidRequest {})).await?;
     Ok(answer.into_inner())
+}
+
+/// Nobody listens there: UNAVAILABLE, with the error as its source.
+fn unreached(error: tonic::transport::Error) -> Status {
+    let mut status = Status::unavailable(describe(&error));
+    status.set_source(Arc::new(error));
+    status
+}
+
+/// What hindered the connection from being made, when `status` says that there was none.
+#[must_use]
+pub fn connect_error(status: &Status) -> Option<&tonic::transport::Error> {
+    std::error::Error::source(status)?.downcast_ref()
 }
 
 /// An error with its causes, outermost first.
