@@ -8,8 +8,8 @@ use vane_wire::spire::api::server::agent::v1::agent_client::AgentClient;
 use vane_wire::spire::api::types;
 
 use crate::api::{Server, answer, client, request, wire_id};
-use crate::entry::Match;
 use crate::failure::{self, Failure};
+use crate::flags::{self, Match};
 use crate::output;
 
 const PAGE: i32 = 1000;
@@ -102,18 +102,7 @@ impl List {
     }
 
     fn selectors(&self) -> Result<Option<types::SelectorMatch>, Failure> {
-        let parse = |text: &String| {
-            let selector = failure::selector("--selector", text)?;
-            Ok(types::Selector {
-                r#type: selector.kind().to_owned(),
-                value: selector.value().to_owned(),
-            })
-        };
-        let selectors = self
-            .selector
-            .iter()
-            .map(parse)
-            .collect::<Result<Vec<_>, Failure>>()?;
+        let selectors = flags::selectors(&self.selector)?;
         let r#match = self.match_selectors_on.wire();
         Ok((!selectors.is_empty()).then_some(types::SelectorMatch { selectors, r#match }))
     }

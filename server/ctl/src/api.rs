@@ -108,3 +108,40 @@ pub(crate) fn wire_id(id: &vane_identity::id::SpiffeId) -> types::Spiffeid {
         path: id.path().to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_is_a_path_with_or_without_a_scheme() {
+        for text in ["/run/s.sock", "unix:///run/s.sock", "unix:/run/s.sock"] {
+            assert_eq!(
+                socket_path(text),
+                Ok(PathBuf::from("/run/s.sock")),
+                "{text}"
+            );
+        }
+        assert_eq!(socket_path("s.sock"), Ok(PathBuf::from("s.sock")));
+    }
+
+    #[test]
+    fn what_names_no_unix_socket_is_a_usage_error() {
+        let long = format!("/{}", "x".repeat(200));
+        let cases = [
+            ("", "names no Unix socket"),
+            ("unix://", "names no Unix socket"),
+            ("tcp://127.0.0.1:8081", "names no Unix socket"),
+            (
+                "unix://run/s.sock",
+                "write three slashes: unix:///run/s.sock",
+            ),
+            (&long, "use a shorter path"),
+        ];
+        for (text, told) in cases {
+            let failure = socket_path(text).unwrap_err();
+            assert_eq!(failure.exit_code(), 2);
+            assert!(failure.to_string().contains(told), "{failure}");
+        }
+    }
+}

@@ -16,6 +16,8 @@ use vane_chassis::clock::{Clock as _, System};
 use vane_chassis::files::unix_path_check;
 use vane_chassis::signals::Signals;
 use vane_chassis::tasks::Tasks;
+use vane_client::endpoint::Endpoint;
+use vane_client::workload::Change;
 use vane_identity::id::TrustDomain;
 use vane_identity::lifetime::to_unix;
 use vane_wire::spire::api::server::agent::v1::CreateJoinTokenRequest;
@@ -29,7 +31,7 @@ use vane_wire::spire::api::types;
 use crate::api::{answer, connect, request, wire_id};
 use crate::failure::{self, Failure};
 use crate::output::{self, Format};
-use crate::svid::{pem, shown, updates};
+use crate::svid::{Shown, contexts, pem, shown};
 
 const DRAIN: Duration = Duration::from_secs(10);
 const X509_TTL: i32 = 60;
@@ -372,16 +374,24 @@ impl Running {
 /// current ones are on their way to renewal.
 async fn follow(workload_api: &Path) -> Result<(), Failure> {
     let live = std::io::stdout().is_terminal();
-    let mut stream = updates(workload_api).await?;
-    let mut current = Vec::new();
+    let mut contexts = contexts(Endpoint::Unix(workload_api.to_owned()))?;
+    let mut current: Vec<Shown> = Vec::new();
     let mut redraw = tokio::time::interval(Duration::from_secs(1));
     loop {
         tokio::select! {
-            message = stream.message() => {
-                let message = message.map_err(|status| Failure::of_status(&status))?;
-                let Some(message) = message else { return Ok(()) };
-                current = message.svids.iter().map(shown).collect::<Result<Vec<_>, _>>()?;
+            change = contexts.next() => {
                 clear(live)?;
+                match change.map_err(|status| Failure::of_status(&status))? {
+                    Change::Context(context) => current = context.svids.iter().map(shown).collect(),
+                    Change::Denied(status) => {
+                        current.clear();
+                        output::line(format!("No identity: {}", status.message()))?;
+                    }
+                    Change::Discarded(why) => {
+                        return Err(Failure::new(format!("the agent sent what cannot be read: {why}")));
+                    }
+                    Change::Interrupted { .. } => continue,
+                }
                 for svid in &current {
                     output::line(format!("{}  serial {}  expires {}", svid.spiffe_id, svid.serial, output::time(svid.not_after)))?;
                 }
@@ -400,7 +410,7 @@ fn clear(live: bool) -> Result<(), Failure> {
 }
 
 /// One bar, of the SVID that is nearest to its renewal at half its lifetime.
-fn draw(current: &[crate::svid::Shown]) -> Result<(), Failure> {
+fn draw(current: &[Shown]) -> Result<(), Failure> {
     const WIDTH: i64 = 30;
     let now = to_unix(System.now());
     let Some(next) = current.iter().min_by_key(|svid| svid.not_after) else {

@@ -3,7 +3,7 @@
 use std::io::Read as _;
 use std::time::SystemTime;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use tonic::transport::Channel;
 use vane_chassis::clock::{Clock as _, System};
 use vane_identity::entry::MAX_HINT_BYTES;
@@ -14,8 +14,8 @@ use vane_wire::spire::api::types;
 
 use crate::api::{Server, answer, client, request, wire_id};
 use crate::failure::{self, Failure};
+use crate::flags::{Match, seconds, selectors as wire_selectors};
 use crate::output;
-use crate::token::seconds;
 
 /// The most bytes of a `--data` file.
 const MAX_DATA_BYTES: u64 = 64 * 1024 * 1024;
@@ -127,19 +127,6 @@ pub(crate) struct Update {
     fields: Fields,
     #[command(flatten)]
     server: Server,
-}
-
-/// How the selectors of a filter relate to those of an entry.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum Match {
-    /// The same.
-    Exact,
-    /// All of the entry's are among those given.
-    Subset,
-    /// All given are among the entry's.
-    Superset,
-    /// They have one in common.
-    Any,
 }
 
 #[derive(Debug, Args)]
@@ -286,19 +273,6 @@ impl Fields {
 
 fn missing(flag: &str, what: &str) -> Failure {
     Failure::usage(format!("{flag} is missing: {what}"))
-}
-
-fn wire_selectors(texts: &[String]) -> Result<Vec<types::Selector>, Failure> {
-    texts
-        .iter()
-        .map(|text| {
-            let selector = failure::selector("--selector", text)?;
-            Ok(types::Selector {
-                r#type: selector.kind().to_owned(),
-                value: selector.value().to_owned(),
-            })
-        })
-        .collect()
 }
 
 fn from_file(file: &str) -> Result<Vec<types::Entry>, Failure> {
@@ -493,18 +467,6 @@ impl Filter {
             by_hint: self.hint.clone(),
             by_downstream: self.downstream.then_some(true),
         })
-    }
-}
-
-impl Match {
-    /// The number of SPIRE's MatchBehavior, which is the same for both kinds of filters.
-    pub(crate) fn wire(self) -> i32 {
-        match self {
-            Self::Exact => 0,
-            Self::Subset => 1,
-            Self::Superset => 2,
-            Self::Any => 3,
-        }
     }
 }
 
@@ -724,3 +686,6 @@ fn ids_of(file: &str, text: &str) -> Result<Vec<String>, Failure> {
     }
     Ok(ids)
 }
+
+#[cfg(test)]
+mod tests;

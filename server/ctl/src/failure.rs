@@ -140,7 +140,8 @@ fn is_socket(meta: &std::fs::Metadata) -> bool {
     meta.file_type().is_socket()
 }
 
-fn root_cause(error: &dyn std::error::Error) -> String {
+/// What an error comes from.
+pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(next) = cause.source() {
         cause = next;
@@ -185,3 +186,6 @@ pub(crate) fn selector(flag: &str, text: &str) -> Result<Selector, Failure> {
             .hint(format!("for example {flag} unix:uid:1000"))
     })
 }
+
+#[cfg(test)]
+mod tests;

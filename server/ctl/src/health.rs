@@ -5,7 +5,8 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::api::{Server, answer, connect, request, socket_path};
+use crate::agent_socket::{connect, workload_api};
+use crate::api::{Server, answer, request};
 use crate::failure::Failure;
 use crate::output;
 
@@ -19,9 +20,9 @@ pub(crate) struct Health {
     /// Ask the agent's Workload API socket instead of the server.
     #[arg(long)]
     agent: bool,
-    /// The agent's socket.
-    #[arg(long, value_name = "ADDRESS", env = "SPIFFE_ENDPOINT_SOCKET", default_value = crate::svid::DEFAULT_WORKLOAD_API)]
-    workload_api: String,
+    /// The agent's socket; else SPIFFE_ENDPOINT_SOCKET, else unix:///run/vane/agent.sock.
+    #[arg(long, value_name = "ADDRESS")]
+    workload_api: Option<String>,
     #[command(flatten)]
     server: Server,
 }
@@ -30,8 +31,9 @@ impl Health {
     /// Asks, and fails unless the answer is SERVING.
     pub(crate) async fn run(self) -> Result<(), Failure> {
         let (what, channel) = if self.agent {
-            let path = socket_path(&self.workload_api)?;
-            ("agent", connect("agent", &path, "--workload-api").await?)
+            let flag = "--workload-api";
+            let endpoint = workload_api(flag, self.workload_api.as_deref())?;
+            ("agent", connect(&endpoint, flag).await?)
         } else {
             ("server", self.server.connect().await?)
         };

@@ -6,17 +6,22 @@
 //! seen and the next command ([`failure::Failure`]).
 
 mod failure;
+
+mod flags;
 mod output;
 
 mod api;
 
+mod agent_socket;
+
 mod agent;
-mod bundle;
 mod completion;
 mod entry;
-mod health;
 mod svid;
 mod token;
+
+mod bundle;
+mod health;
 
 mod dev;
 

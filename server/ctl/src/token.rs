@@ -6,6 +6,7 @@ use vane_wire::spire::api::server::agent::v1::agent_client::AgentClient;
 
 use crate::api::{Server, answer, client, request, wire_id};
 use crate::failure::{self, Failure};
+use crate::flags::seconds;
 use crate::output;
 
 /// Join tokens for new agents.
@@ -29,17 +30,6 @@ pub(crate) struct Create {
     spiffe_id: Option<String>,
     #[command(flatten)]
     server: Server,
-}
-
-/// Seconds as a number or as a duration.
-pub(crate) fn seconds(text: &str) -> Result<i32, String> {
-    let whole = match text.parse::<u64>() {
-        Ok(seconds) => seconds,
-        Err(_) => humantime::parse_duration(text)
-            .map_err(|_| "write seconds, or a duration like 1h30m")?
-            .as_secs(),
-    };
-    i32::try_from(whole).map_err(|_| format!("{whole} seconds are more than {} allowed", i32::MAX))
 }
 
 impl Token {

@@ -16,8 +16,8 @@ use super::generation::{self, File};
 use super::pem;
 use crate::api::{Server, answer, client, request};
 use crate::failure::{self, Failure};
+use crate::flags::seconds;
 use crate::output;
-use crate::token::seconds;
 
 #[derive(Debug, Args)]
 pub(crate) struct Mint {

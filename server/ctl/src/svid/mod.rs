@@ -3,6 +3,7 @@
 mod generation;
 mod mint;
 mod serve;
+mod show;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,7 +12,8 @@ use clap::Subcommand;
 use crate::failure::Failure;
 
 pub(crate) use mint::Mint;
-pub(crate) use serve::{DEFAULT_WORKLOAD_API, Fetch, Shown, Watch, shown, updates};
+pub(crate) use serve::{Fetch, Watch, contexts};
+pub(crate) use show::{Shown, shown};
 
 /// X.509-SVIDs of this process, or minted ones.
 #[derive(Debug, Subcommand)]
