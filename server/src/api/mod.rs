@@ -31,7 +31,7 @@ mod tests;
 
 pub use connection::{Admitted, Connection, admit, local, tls};
 pub use parts::{Parts, PartsDeps, Settings};
-pub use serve::Services;
+pub use serve::{ServeError, Services};
 
 /// The most bytes of a message, in and out (NAMES 21).
 pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;

@@ -28,6 +28,9 @@ use super::svid::SvidService;
 use super::sync::SyncService;
 use super::{MAX_MESSAGE, Parts};
 
+/// Why a listener's loop ended by itself.
+pub use tonic::transport::Error as ServeError;
+
 /// A connection on which nothing comes is asked for a sign of life this often.
 const PING_EVERY: Duration = Duration::from_secs(10);
 /// A connection that gives none for so long is closed.
@@ -103,7 +106,7 @@ impl Services {
         self,
         incoming: impl Stream<Item = Result<Connection<S>, Infallible>>,
         stop: impl Future<Output = ()>,
-    ) -> Result<(), tonic::transport::Error>
+    ) -> Result<(), ServeError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
