@@ -7,7 +7,6 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 use vane_attest::{PROVERS, Prover, join_token};
 use vane_chassis::backoff::{Backoff, Policy};
 use vane_chassis::builtin::open_section;
@@ -20,18 +19,16 @@ use vane_chassis::mtls::{
 use vane_chassis::ops::Ops;
 use vane_chassis::tasks::{BoxError, TaskError, Tasks};
 use vane_chassis::unix_listener::{Socket, UnixListener};
-use vane_client::channel;
+use vane_client::channel::{self, Channel};
 use vane_identity::bundle::Bundle;
 use vane_identity::id::SpiffeId;
 use vane_identity::key::{KeyType, PrivateKey};
-use vane_wire::spire::api::server::bundle::v1::GetBundleRequest;
-use vane_wire::spire::api::server::bundle::v1::bundle_client::BundleClient;
 use vane_wire::status::Reason;
 
 use crate::api::{self, Connector, Source};
 use crate::bootstrap::{self, Trust};
 use crate::cache::{self, Cache, CacheError, Reader};
-use crate::config::{Agent, COMPAT_SOCKET, Config};
+use crate::config::{COMPAT_SOCKET, Config};
 use crate::counters::{Counters, PREFIX};
 use crate::limits::{Bounds, Limits};
 use crate::node;
@@ -278,7 +275,7 @@ impl Parts {
                 let first = Bootstrap::new(agent.trust_domain.server_id()?);
                 let tls = bootstrap_config(&first, &self.clock)?;
                 let channel = channel::server(&agent.server_address, agent.server_port, tls);
-                let bundle = first_bundle(channel.clone(), agent).await?;
+                let bundle = node::first_bundle(channel.clone(), &agent.trust_domain).await?;
                 if let Some(seen) = first.seen() {
                     tracing::warn!(
                         fingerprint = seen.top_fingerprint(),
@@ -390,20 +387,6 @@ fn unboxed(error: BoxError) -> anyhow::Error {
         Ok(error) => (*error).into(),
         Err(error) => anyhow::Error::from_boxed(error),
     }
-}
-
-/// The bundle of a server that is trusted by its first answer.
-async fn first_bundle(channel: Channel, agent: &Agent) -> anyhow::Result<Bundle> {
-    let unavailable =
-        |status: tonic::Status| node::NodeError::Unavailable(status.message().to_owned());
-    let answer = BundleClient::new(channel)
-        .get_bundle(GetBundleRequest { output_mask: None })
-        .await;
-    let wire = answer.map_err(unavailable)?.into_inner();
-    Ok(vane_wire::convert::bundle::from_wire(
-        &wire,
-        &agent.trust_domain,
-    )?)
 }
 
 /// Trusts what the server pushes, and tells who else wants to know.

@@ -11,21 +11,19 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
-use tonic::{Code, Status};
 use vane_chassis::backoff::{Backoff, Policy};
 use vane_chassis::clock::{Clock, sleep_until};
 use vane_chassis::tasks::TaskSet;
+use vane_client::channel::Channel;
 use vane_identity::entry::{Entry, EntryId};
 use vane_identity::id::TrustDomain;
 use vane_identity::key::KeyType;
 use vane_identity::lifetime::to_unix;
-use vane_wire::status::{Reason, denial_reason};
-use vane_wire::vane::sync::v1::watch_request::Request;
+use vane_wire::status::Reason;
 
 use crate::counters::Counters;
 use crate::issue::{self, BATCH, Outcome};
-use crate::link::{Event, Link};
+use crate::link::{End, Event, Link};
 use crate::node::meaning;
 use crate::registry::{Reaction, Registry};
 use crate::snapshot::{Served, Snapshot, State};
@@ -220,7 +218,7 @@ impl Cache {
                 let reaction = self.registry.apply(message.response);
                 self.react(reaction);
             }
-            Event::Ended(status) => self.on_end(&status)?,
+            Event::Ended(end) => self.on_end(end)?,
         }
         Ok(())
     }
@@ -229,25 +227,29 @@ impl Cache {
         self.deps.own_svid.mark_unchanged();
         self.was_in_sync = false;
         let hello = self.registry.hello(env!("CARGO_PKG_VERSION"));
-        self.link = Link::open((self.deps.connect)(), Request::Hello(hello));
+        self.link = Link::open((self.deps.connect)(), hello);
     }
 
-    fn on_end(&mut self, status: &Status) -> Result<(), CacheError> {
+    fn on_end(&mut self, end: End) -> Result<(), CacheError> {
         // A denial without a reason may pass; the known reasons do not.
-        let reason = denial_reason(status).filter(|reason| *reason != Reason::Unknown);
-        if let Some(reason) = reason {
+        if let Some(reason) = end.denied.filter(|reason| *reason != Reason::Unknown) {
             return Err(CacheError::Denied {
                 reason,
-                message: status.message().to_owned(),
+                message: end.message,
             });
         }
         // The server ends streams in good order now and then: no reason to wait.
-        let delay = if status.code() == Code::Ok && self.was_in_sync {
+        let delay = if end.in_order && self.was_in_sync {
             Duration::ZERO
         } else {
             self.backoff.next_delay()
         };
-        tracing::info!(code = ?status.code(), error = status.message(), delay_ms = delay.as_millis(), "the stream to the server ended");
+        tracing::info!(
+            code = end.code,
+            error = end.message,
+            delay_ms = delay.as_millis(),
+            "the stream to the server ended"
+        );
         self.link = Link::wait(delay);
         Ok(())
     }
@@ -261,12 +263,9 @@ impl Cache {
                 "the server sent something that this agent does not understand"
             );
         }
-        if let Err(status) = self.link.send(reaction.answers) {
+        if let Err(error) = self.link.send(reaction.answers) {
             self.link = Link::wait(self.backoff.next_delay());
-            tracing::warn!(
-                error = status.message(),
-                "the stream to the server is given up"
-            );
+            tracing::warn!(%error, "the stream to the server is given up");
         }
         if reaction.diverged {
             self.deps.counters.sync_divergences.inc();

@@ -12,10 +12,11 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
+use vane_wire::status::{Reason, denial_reason};
 use vane_wire::vane::sync::v1::sync_client::SyncClient;
 use vane_wire::vane::sync::v1::watch_request::Request;
-use vane_wire::vane::sync::v1::{WatchRequest, WatchResponse};
+use vane_wire::vane::sync::v1::{Hello, WatchRequest, WatchResponse};
 
 /// So long a stream may be silent.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -53,13 +54,42 @@ pub enum Event {
     /// The server said something.
     Message(WatchResponse),
     /// The stream could not be opened, or ended.
-    Ended(Status),
+    Ended(End),
+}
+
+/// How a stream ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct End {
+    /// The server denies this agent, for this reason.
+    pub denied: Option<Reason>,
+    /// The server ended it in good order.
+    pub in_order: bool,
+    /// gRPC's name for it, for the log.
+    pub code: String,
+    /// The server's words, or ours.
+    pub message: String,
+}
+
+/// The stream is given up: there is too much that the server did not read yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the server does not read what this agent sends")]
+pub struct Unread;
+
+impl From<Status> for End {
+    fn from(status: Status) -> Self {
+        Self {
+            denied: denial_reason(&status),
+            in_order: status.code() == Code::Ok,
+            code: format!("{:?}", status.code()),
+            message: status.message().to_owned(),
+        }
+    }
 }
 
 impl Link {
     /// Opens a stream that begins with `hello`.
     #[must_use]
-    pub fn open(channel: Channel, hello: Request) -> Self {
+    pub fn open(channel: Channel, hello: Hello) -> Self {
         Self::Opening(Box::pin(Session::open(channel, hello)))
     }
 
@@ -90,14 +120,17 @@ impl Link {
                     *self = Self::Open(Box::new(session));
                     Event::Opened
                 }
-                Err(status) => Event::Ended(status),
+                Err(status) => Event::Ended(status.into()),
             },
             Self::Open(session) => session.next().await,
         }
     }
 
     /// Sends requests; whether the stream takes them.
-    pub fn send(&mut self, requests: Vec<Request>) -> Result<(), Status> {
+    ///
+    /// # Errors
+    /// [`Unread`].
+    pub fn send(&mut self, requests: Vec<Request>) -> Result<(), Unread> {
         let Self::Open(session) = self else {
             return Ok(());
         };
@@ -105,19 +138,17 @@ impl Link {
             let request = WatchRequest {
                 request: Some(request),
             };
-            session.requests.try_send(request).map_err(|_| {
-                Status::unavailable("the server does not read what this agent sends")
-            })?;
+            session.requests.try_send(request).map_err(|_| Unread)?;
         }
         Ok(())
     }
 }
 
 impl Session {
-    async fn open(channel: Channel, hello: Request) -> Result<Self, Status> {
+    async fn open(channel: Channel, hello: Hello) -> Result<Self, Status> {
         let (requests, receiver) = mpsc::channel(QUEUE);
         let first = WatchRequest {
-            request: Some(hello),
+            request: Some(Request::Hello(hello)),
         };
         requests
             .try_send(first)
@@ -142,9 +173,11 @@ impl Session {
                 self.heard = Instant::now();
                 Event::Message(message)
             }
-            Ok(Ok(None)) => Event::Ended(Status::ok("the server ended the stream")),
-            Ok(Err(status)) => Event::Ended(status),
-            Err(_) => Event::Ended(Status::deadline_exceeded("the server was silent for 30 s")),
+            Ok(Ok(None)) => Event::Ended(Status::ok("the server ended the stream").into()),
+            Ok(Err(status)) => Event::Ended(status.into()),
+            Err(_) => {
+                Event::Ended(Status::deadline_exceeded("the server was silent for 30 s").into())
+            }
         }
     }
 }

@@ -8,9 +8,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use vane_attest::{ProveError, Prover};
+use vane_identity::bundle::Bundle;
 use vane_identity::id::TrustDomain;
 use vane_identity::key::PrivateKey;
 use vane_identity::x509_svid::{Certificate, X509Error};
+use vane_wire::convert::bundle::{BundleRefusal, from_wire};
 use vane_wire::spire::api::server::agent::v1::agent_client::AgentClient;
 use vane_wire::spire::api::server::agent::v1::attest_agent_request::{Params, Step};
 use vane_wire::spire::api::server::agent::v1::attest_agent_response::Step as Answer;
@@ -18,6 +20,8 @@ use vane_wire::spire::api::server::agent::v1::{
     AgentX509svidParams, AttestAgentRequest, AttestAgentResponse, PostStatusRequest,
     RenewAgentRequest,
 };
+use vane_wire::spire::api::server::bundle::v1::GetBundleRequest;
+use vane_wire::spire::api::server::bundle::v1::bundle_client::BundleClient;
 use vane_wire::spire::api::types::{AttestationData, X509svid};
 use vane_wire::status::{Reason, denial_reason};
 
@@ -52,6 +56,9 @@ pub enum NodeError {
     /// The request cannot be made.
     #[error(transparent)]
     Request(#[from] IssueError),
+    /// The server's bundle cannot be read.
+    #[error("the server's bundle cannot be read: {0}")]
+    Bundle(#[from] BundleRefusal),
     /// The answer is no agent's SVID.
     #[error("the server's answer is no SVID of an agent: {0}")]
     Answer(String),
@@ -232,6 +239,23 @@ pub async fn renew(
         return Err(NodeError::Answer(format!("it is of {}", renewed.id)));
     }
     Ok(renewed)
+}
+
+/// The bundle of a server that is trusted by its first answer.
+///
+/// # Errors
+/// [`NodeError::Unavailable`], [`NodeError::Bundle`].
+pub async fn first_bundle(
+    channel: Channel,
+    trust_domain: &TrustDomain,
+) -> Result<Bundle, NodeError> {
+    let answer = BundleClient::new(channel)
+        .get_bundle(GetBundleRequest { output_mask: None })
+        .await;
+    let wire = answer
+        .map_err(|status| NodeError::Unavailable(status.message().to_owned()))?
+        .into_inner();
+    Ok(from_wire(&wire, trust_domain)?)
 }
 
 /// Tells the server what this agent is. A failure changes nothing and is not tried again.

@@ -1,3 +1,4 @@
+use tonic::Status;
 use vane_identity::bundle::Bundle;
 use vane_wire::status::Refusal;
 use vane_wire::vane::sync::v1::watch_request::Request as Ask;

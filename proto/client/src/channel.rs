@@ -10,8 +10,11 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use tokio::net::TcpStream;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use tower::service_fn;
+
+/// A connection to a server, made again when it breaks. Who only hands one on names it here.
+pub use tonic::transport::Channel;
 
 /// How long a connection may take to be made, TLS included.
 pub const CONNECT: Duration = Duration::from_secs(10);
