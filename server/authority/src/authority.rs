@@ -4,19 +4,22 @@
 //! bundle; both change in one transaction, and always before memory does. So a rotation that
 //! is interrupted anywhere resumes from what is stored: a key without a record is replaced, a
 //! record whose key is gone retires. Only records of this `server_id` are moved.
+//!
+//! Memory follows the store, never the other way: after a commit whose outcome is unknown, or
+//! whose caller went away, the journal is read again before anything else is decided.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
-use tokio::sync::{Mutex, Notify, watch};
+use tokio::sync::{Mutex, MutexGuard, Notify, watch};
 use tokio_util::sync::CancellationToken;
 use vane_chassis::clock::{Clock, sleep_until};
 use vane_identity::bundle::{Bundle, X509Authority};
 use vane_identity::key::PublicKey;
 use vane_identity::lifetime::{Validity, from_unix, to_unix};
 use vane_identity::x509_svid::{Certificate, X509Svid};
-use vane_store::kv::{CommitError, Kv, KvError, Txn};
+use vane_store::kv::{CommitError, Kv, KvError, Revision, Txn};
 use vane_store::tables::row::Row;
 use vane_store::tables::{authorities, bundles};
 use vane_wire::record::{AuthorityKind, AuthorityRecord, AuthorityState};
@@ -36,6 +39,8 @@ const RETRY: Duration = Duration::from_secs(5);
 const PAGE: usize = 256;
 /// Lost races before a change is given up.
 const TRIES: usize = 16;
+/// The most authorities of one server that are in the bundle; the schedule needs five.
+const MAX_OWN: usize = 32;
 
 /// What the authorities work with.
 pub struct Deps {
@@ -57,9 +62,20 @@ pub struct Authority {
     profile: Arc<Profile>,
     signer: Signer,
     active: ArcSwapOption<Issuer>,
-    journal: Mutex<Vec<AuthorityRecord>>,
+    journal: Mutex<Journal>,
     published: watch::Sender<Arc<[AuthorityRecord]>>,
+    acks: watch::Sender<Option<Revision>>,
     changed: Notify,
+}
+
+/// What the store holds of this server.
+#[derive(Debug, Default)]
+struct Journal {
+    records: Vec<AuthorityRecord>,
+    /// The revision that made the bundle what it is.
+    bundle: Revision,
+    /// Whether the store is known to say the same.
+    fresh: bool,
 }
 
 /// Why authorities cannot be opened or moved.
@@ -89,6 +105,9 @@ pub enum AuthorityError {
     /// The operating system gave no random bytes.
     #[error(transparent)]
     Random(#[from] NoRandomness),
+    /// There are so many authorities that no other one is made.
+    #[error("{0} authorities of this server are in the bundle already; revoke some")]
+    TooMany(usize),
     /// No authority of this server has the ID.
     #[error("no authority {0} of this server")]
     Unknown(String),
@@ -126,12 +145,12 @@ impl Authority {
             profile,
             signer,
             active: ArcSwapOption::empty(),
-            journal: Mutex::new(Vec::new()),
+            journal: Mutex::default(),
             published: watch::channel(Arc::from([])).0,
+            acks: watch::channel(None).0,
             changed: Notify::new(),
             deps,
         });
-        authority.resume().await?;
         authority.catch_up().await?;
         Ok(authority)
     }
@@ -145,13 +164,10 @@ impl Authority {
         stop: CancellationToken,
     ) -> std::result::Result<(), std::convert::Infallible> {
         loop {
-            let due = match self.catch_up().await {
-                Ok(()) => schedule::next_time(&slots(&self.journal.lock().await)),
-                Err(error) => {
-                    tracing::error!(%error, "cannot rotate an authority; trying again");
-                    Some(self.deps.clock.now() + RETRY)
-                }
-            };
+            let due = self.catch_up().await.unwrap_or_else(|error| {
+                tracing::error!(%error, "cannot rotate an authority; trying again");
+                None
+            });
             let due = due.unwrap_or_else(|| self.deps.clock.now() + RETRY);
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
@@ -168,9 +184,12 @@ impl Authority {
     ) -> Vec<std::result::Result<X509Svid, IssueError>> {
         match self.active.load_full() {
             Some(issuer) => {
-                self.signer
-                    .issue(&issuer, requests, self.deps.clock.now())
-                    .await
+                let superseded = || {
+                    let active = self.active.load();
+                    !active.as_ref().is_some_and(|now| Arc::ptr_eq(now, &issuer))
+                };
+                let now = self.deps.clock.now();
+                self.signer.issue(&issuer, requests, now, superseded).await
             }
             None => requests
                 .iter()
@@ -185,6 +204,13 @@ impl Authority {
         self.published.subscribe()
     }
 
+    /// Tells the lowest revision of the bundle that every connected agent has applied; `None`
+    /// without agents. It moves no time of the schedule (see [`crate::schedule`]): an authority
+    /// that is activated before every agent has it is reported.
+    pub fn set_acks(&self, lowest_applied: Option<Revision>) {
+        self.acks.send_replace(lowest_applied);
+    }
+
     /// The rules that certificates follow.
     #[must_use]
     pub fn profile(&self) -> &Profile {
@@ -196,7 +222,7 @@ impl Authority {
     /// # Errors
     /// [`AuthorityError`].
     pub async fn prepare_x509(&self) -> Result<AuthorityRecord> {
-        let mut journal = self.journal.lock().await;
+        let mut journal = self.journal().await?;
         let made = self.prepare(&mut journal).await?;
         self.changed.notify_one();
         Ok(made)
@@ -207,9 +233,9 @@ impl Authority {
     /// # Errors
     /// [`AuthorityError::State`] unless it is prepared.
     pub async fn activate_x509(&self, id: &str) -> Result<()> {
-        let mut journal = self.journal.lock().await;
+        let mut journal = self.journal().await?;
         expect(
-            &journal,
+            &journal.records,
             id,
             AuthorityState::Prepared,
             "only a prepared one can be activated",
@@ -224,9 +250,9 @@ impl Authority {
     /// # Errors
     /// [`AuthorityError::State`] unless it is old.
     pub async fn taint_x509(&self, id: &str) -> Result<()> {
-        let mut journal = self.journal.lock().await;
+        let mut journal = self.journal().await?;
         let record = expect(
-            &journal,
+            &journal.records,
             id,
             AuthorityState::Old,
             "only an old one can be tainted",
@@ -251,9 +277,9 @@ impl Authority {
     /// # Errors
     /// [`AuthorityError::State`] unless it is tainted.
     pub async fn revoke_x509(&self, id: &str) -> Result<()> {
-        let mut journal = self.journal.lock().await;
+        let mut journal = self.journal().await?;
         expect(
-            &journal,
+            &journal.records,
             id,
             AuthorityState::Tainted,
             "only a tainted one can be revoked",
@@ -261,35 +287,57 @@ impl Authority {
         self.prune(&mut journal, id).await
     }
 
-    /// Reads the journal and retires what cannot sign: its key is gone or is another.
-    async fn resume(&self) -> Result<()> {
+    /// The journal as the store has it.
+    async fn journal(&self) -> Result<MutexGuard<'_, Journal>> {
         let mut journal = self.journal.lock().await;
-        *journal = self.read_journal().await?;
-        let keys = self.deps.keys.public_keys().await?;
-        let has_key = |record: &AuthorityRecord| {
-            let own = keys.iter().find(|key| key.key_ref == record.key_ref);
-            own.is_some_and(|key| public_key_of(record).as_ref() == Some(&key.public_key))
-        };
-        let lost: Vec<AuthorityRecord> = journal
-            .iter()
-            .filter(|record| stage(record) != Some(Stage::Retired) && !has_key(record))
-            .map(|record| AuthorityRecord {
-                state: AuthorityState::Old,
-                ..record.clone()
-            })
-            .collect();
+        if !journal.fresh {
+            self.resume(&mut journal).await?;
+        }
+        Ok(journal)
+    }
+
+    /// Reads the journal, retires what cannot sign (its key is gone or is another), and puts
+    /// back into the bundle what signs or will.
+    async fn resume(&self, journal: &mut Journal) -> Result<()> {
+        journal.records = self.read_journal().await?;
+        let lost = self.without_key(&journal.records).await?;
         for record in &lost {
             tracing::warn!(
                 authority_id = record.id,
                 "the key of this authority is gone: another one is made"
             );
         }
-        if !lost.is_empty() {
-            self.commit(&mut journal, lost, |_| {}).await?;
+        let row = bundles::get(&*self.deps.kv, self.profile.trust_domain()).await?;
+        journal.bundle = row.as_ref().map_or(0, |row| row.mod_revision);
+        let needed = needed_certificates(&journal.records, &lost);
+        let published = row
+            .map(|row| row.value.x509_authorities)
+            .unwrap_or_default();
+        if lost.is_empty() && missing(&needed, &published).is_empty() {
+            journal.fresh = true;
+        } else {
+            self.commit(journal, lost, |bundle| {
+                let missing = missing(&needed, &bundle.x509_authorities);
+                bundle.x509_authorities.extend(missing);
+            })
+            .await?;
         }
-        self.load_active(&journal)?;
-        self.publish(&journal);
+        self.load_active(&journal.records)?;
+        self.publish(&journal.records);
         Ok(())
+    }
+
+    /// Those that sign or will, but cannot, as old ones.
+    async fn without_key(&self, records: &[AuthorityRecord]) -> Result<Vec<AuthorityRecord>> {
+        let keys = self.deps.keys.public_keys().await?;
+        let has_key = |record: &AuthorityRecord| {
+            let own = keys.iter().find(|key| key.key_ref == record.key_ref);
+            own.is_some_and(|key| public_key_of(record).as_ref() == Some(&key.public_key))
+        };
+        let lost = records
+            .iter()
+            .filter(|record| stage(record) != Some(Stage::Retired) && !has_key(record));
+        Ok(lost.map(old).collect())
     }
 
     async fn read_journal(&self) -> Result<Vec<AuthorityRecord>> {
@@ -313,22 +361,26 @@ impl Authority {
         record.owner == self.deps.server_id && matches!(record.kind, AuthorityKind::X509 { .. })
     }
 
-    /// Does what the schedule says until it says nothing.
-    async fn catch_up(&self) -> Result<()> {
-        let mut journal = self.journal.lock().await;
-        while let Some(action) = schedule::next_action(&slots(&journal), self.deps.clock.now()) {
-            match action {
-                Action::Prepare => drop(self.prepare(&mut journal).await?),
-                Action::Activate(id) => self.activate(&mut journal, &id).await?,
-                Action::Prune(id) => self.prune(&mut journal, &id).await?,
+    /// Does what the schedule says until it says nothing, and when to ask it again.
+    async fn catch_up(&self) -> Result<Option<SystemTime>> {
+        let mut journal = self.journal().await?;
+        loop {
+            let (slots, now) = (slots(&journal.records), self.deps.clock.now());
+            match schedule::next_action(&slots, now) {
+                Some(Action::Prepare) => drop(self.prepare(&mut journal).await?),
+                Some(Action::Activate(id)) => self.activate(&mut journal, &id).await?,
+                Some(Action::Prune(id)) => self.prune(&mut journal, &id).await?,
+                None => return Ok(schedule::next_time(&slots, now)),
             }
         }
-        Ok(())
     }
 
-    async fn prepare(&self, journal: &mut Vec<AuthorityRecord>) -> Result<AuthorityRecord> {
+    async fn prepare(&self, journal: &mut Journal) -> Result<AuthorityRecord> {
+        if journal.records.len() >= MAX_OWN {
+            return Err(AuthorityError::TooMany(journal.records.len()));
+        }
         let now = self.deps.clock.now();
-        let key_ref = free_key_ref(journal);
+        let key_ref = free_key_ref(&journal.records);
         let public_key = self
             .deps
             .keys
@@ -348,7 +400,7 @@ impl Authority {
             not_after: to_unix(issuer.not_after),
             activated_at: 0,
         };
-        let mut changes = retired(journal, AuthorityState::Prepared);
+        let mut changes = retired(&journal.records, AuthorityState::Prepared);
         changes.push(record.clone());
         let added = X509Authority::new(certificate);
         self.commit(journal, changes, |bundle| {
@@ -403,9 +455,11 @@ impl Authority {
         Ok(certificate)
     }
 
-    async fn activate(&self, journal: &mut Vec<AuthorityRecord>, id: &str) -> Result<()> {
-        let next = find(journal, id)?;
-        let mut changes = retired(journal, AuthorityState::Active);
+    async fn activate(&self, journal: &mut Journal, id: &str) -> Result<()> {
+        let next = find(&journal.records, id)?;
+        let lowest = *self.acks.borrow();
+        let known = lowest.is_none_or(|lowest| lowest >= journal.bundle);
+        let mut changes = retired(&journal.records, AuthorityState::Active);
         changes.push(AuthorityRecord {
             state: AuthorityState::Active,
             activated_at: to_unix(self.deps.clock.now()),
@@ -413,13 +467,21 @@ impl Authority {
         });
         // Stored before it signs: a restart continues with this one.
         self.commit(journal, changes, |_| {}).await?;
-        self.load_active(journal)?;
+        self.load_active(&journal.records)?;
         tracing::info!(authority_id = id, "activated an authority");
+        if !known {
+            tracing::warn!(
+                authority_id = id,
+                ?lowest,
+                bundle = journal.bundle,
+                "activated before every connected agent acknowledged it"
+            );
+        }
         Ok(())
     }
 
-    async fn prune(&self, journal: &mut Vec<AuthorityRecord>, id: &str) -> Result<()> {
-        let record = find(journal, id)?;
+    async fn prune(&self, journal: &mut Journal, id: &str) -> Result<()> {
+        let record = find(&journal.records, id)?;
         let certificate = certificate_of(&record).cloned();
         let gone = AuthorityRecord {
             state: AuthorityState::Revoked,
@@ -440,11 +502,7 @@ impl Authority {
             .iter()
             .find(|record| record.state == AuthorityState::Active);
         let issuer = match active.and_then(|record| Some((record, certificate_of(record)?))) {
-            Some((record, certificate)) => Some(Arc::new(Issuer::self_signed(
-                certificate,
-                &record.key_ref,
-                self.profile.ca_key_type(),
-            )?)),
+            Some((record, certificate)) => Some(Arc::new(issuer_of(record, certificate)?)),
             None => None,
         };
         self.active.store(issuer);
@@ -455,16 +513,20 @@ impl Authority {
     /// them over. Revoked records are deleted.
     async fn commit(
         &self,
-        journal: &mut Vec<AuthorityRecord>,
+        journal: &mut Journal,
         changes: Vec<AuthorityRecord>,
         edit: impl Fn(&mut Bundle),
     ) -> Result<()> {
         for _ in 0..TRIES {
-            let txn = self.transaction(&changes, &edit).await?;
+            let (txn, bundle) = self.transaction(&changes, &edit).await?;
+            // Stays so when the outcome is unknown or this future is dropped.
+            journal.fresh = false;
             match self.deps.kv.commit(txn).await {
-                Ok(_) => {
-                    take_over(journal, changes);
-                    self.publish(journal);
+                Ok(revision) => {
+                    take_over(&mut journal.records, changes);
+                    journal.bundle = bundle.unwrap_or(revision);
+                    journal.fresh = true;
+                    self.publish(&journal.records);
                     return Ok(());
                 }
                 // Another server changed the bundle: read it again.
@@ -480,11 +542,12 @@ impl Authority {
         .into())
     }
 
+    /// The transaction, and the revision that the bundle keeps when it is not changed by it.
     async fn transaction(
         &self,
         changes: &[AuthorityRecord],
         edit: &impl Fn(&mut Bundle),
-    ) -> Result<Txn> {
+    ) -> Result<(Txn, Option<Revision>)> {
         let kv = &*self.deps.kv;
         let trust_domain = self.profile.trust_domain();
         let row: Option<Row<Bundle>> = bundles::get(kv, trust_domain).await?;
@@ -493,6 +556,8 @@ impl Authority {
             |row| row.value.clone(),
         );
         edit(&mut bundle);
+        let same = |row: &&Row<Bundle>| row.value.same_content(&bundle);
+        let kept = row.as_ref().filter(same).map(|row| row.mod_revision);
         let mut txn = bundles::put(row.as_ref(), bundle);
         for record in changes {
             let row = authorities::get(kv, &record.id).await?;
@@ -502,7 +567,7 @@ impl Authority {
                 (row, _) => txn.and(authorities::put(row.as_ref(), record)),
             };
         }
-        Ok(txn)
+        Ok((txn, kept))
     }
 
     fn publish(&self, journal: &[AuthorityRecord]) {
@@ -539,12 +604,44 @@ fn slots(journal: &[AuthorityRecord]) -> Vec<Slot> {
     journal.iter().filter_map(slot).collect()
 }
 
-/// Those in `state`, as old ones.
-fn retired(journal: &[AuthorityRecord], state: AuthorityState) -> Vec<AuthorityRecord> {
-    let old = |record: &AuthorityRecord| AuthorityRecord {
+/// `record` as an old one.
+fn old(record: &AuthorityRecord) -> AuthorityRecord {
+    AuthorityRecord {
         state: AuthorityState::Old,
         ..record.clone()
+    }
+}
+
+/// The certificates of those that sign or will, without the `lost` ones.
+fn needed_certificates(records: &[AuthorityRecord], lost: &[AuthorityRecord]) -> Vec<Certificate> {
+    let is_needed = |record: &&AuthorityRecord| {
+        let live = matches!(stage(record), Some(Stage::Prepared | Stage::Active));
+        live && lost.iter().all(|lost| lost.id != record.id)
     };
+    let needed = records.iter().filter(is_needed);
+    needed.filter_map(certificate_of).cloned().collect()
+}
+
+/// Those of `needed` that the bundle lacks.
+fn missing(needed: &[Certificate], published: &[X509Authority]) -> Vec<X509Authority> {
+    let lacks = |certificate: &&Certificate| {
+        let mut published = published.iter();
+        published.all(|one| one.certificate != **certificate)
+    };
+    let missing = needed.iter().filter(lacks).cloned();
+    missing.map(X509Authority::new).collect()
+}
+
+/// The issuer that a record is: its key may be of another kind than the configured one, when
+/// `ca_key_type` was changed since it was made.
+fn issuer_of(record: &AuthorityRecord, certificate: &Certificate) -> Result<Issuer, BadIssuer> {
+    let key = public_key_of(record).ok_or(BadIssuer)?;
+    let key_type = x509::key_type_of(&key).ok_or(BadIssuer)?;
+    Issuer::self_signed(certificate, &record.key_ref, key_type)
+}
+
+/// Those in `state`, as old ones.
+fn retired(journal: &[AuthorityRecord], state: AuthorityState) -> Vec<AuthorityRecord> {
     journal
         .iter()
         .filter(|record| record.state == state)

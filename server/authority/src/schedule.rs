@@ -6,6 +6,11 @@
 //! lifetime counts from issue. An authority that signs nothing any longer leaves the bundle
 //! once nothing it signed can be valid, and a safety later: SPIRE's 24 h, but never more than
 //! its own lifetime, so that short-lived authorities do not pile up.
+//!
+//! Acknowledgements do not move these times. SPIRE's activation threshold is the deadline
+//! until which agents may learn the next authority, and nothing is won by activating it
+//! earlier; once it passed waiting longer would cost the SVIDs their lifetime. An agent that
+//! lags is reported when the authority is activated (`Authority::set_acks`).
 
 use std::time::{Duration, SystemTime};
 
@@ -89,24 +94,31 @@ pub fn next_action(slots: &[Slot], now: SystemTime) -> Option<Action> {
         }
         _ => slots
             .iter()
-            .find(|slot| slot.stage == Stage::Retired && now > slot.prune_at())
+            .find(|slot| slot.stage != Stage::Active && now > slot.prune_at())
             .map(|slot| Action::Prune(slot.id.clone())),
     }
 }
 
-/// When [`next_action`] may say something else by itself; a moment after each threshold, since
-/// they are passed, not reached.
+/// When, after `now`, [`next_action`] may say something else by itself; a moment after each
+/// threshold, since they are passed, not reached.
 #[must_use]
-pub fn next_time(slots: &[Slot]) -> Option<SystemTime> {
-    let prepared = of(slots, Stage::Prepared).is_some();
-    let time = |slot: &Slot| match slot.stage {
-        Stage::Prepared => slot.not_after - MIN_CA_LEFT,
-        Stage::Active if prepared => slot.activate_at(),
-        Stage::Active => slot.prepare_at(),
-        Stage::Retired => slot.prune_at(),
+pub fn next_time(slots: &[Slot], now: SystemTime) -> Option<SystemTime> {
+    let thresholds = |slot: &Slot| match slot.stage {
+        Stage::Prepared => vec![slot.not_after - MIN_CA_LEFT, slot.prune_at()],
+        Stage::Active => vec![
+            slot.prepare_at(),
+            slot.activate_at(),
+            slot.not_after - MIN_CA_LEFT,
+        ],
+        Stage::Retired => vec![slot.prune_at()],
     };
     let moment = Duration::from_millis(10);
-    slots.iter().map(time).min().map(|time| time + moment)
+    slots
+        .iter()
+        .flat_map(thresholds)
+        .map(|time| time + moment)
+        .filter(|time| *time > now)
+        .min()
 }
 
 fn of(slots: &[Slot], stage: Stage) -> Option<&Slot> {
@@ -162,11 +174,11 @@ mod tests {
             Some(Action::Activate("b".into()))
         );
         assert_eq!(
-            next_time(&first),
+            next_time(&first, at(HOUR)),
             Some(at(12 * HOUR) + Duration::from_millis(10))
         );
         assert_eq!(
-            next_time(&both),
+            next_time(&both, at(13 * HOUR)),
             Some(at(20 * HOUR) + Duration::from_millis(10))
         );
     }
@@ -227,6 +239,28 @@ mod tests {
             next_action(&long, at(48 * HOUR + 1)),
             Some(Action::Prune("a".into()))
         );
+    }
+
+    #[test]
+    fn an_unused_authority_that_ended_is_no_reason_to_wake_up_and_leaves_too() {
+        let slots = [
+            slot("b", Stage::Active, 0, 1_000 * HOUR),
+            slot("a", Stage::Prepared, 0, HOUR),
+        ];
+        assert_eq!(next_action(&slots, at(HOUR)), None);
+        let prune = at(2 * HOUR) + Duration::from_millis(10);
+        assert_eq!(next_time(&slots, at(HOUR)), Some(prune));
+        assert_eq!(next_action(&slots, prune), Some(Action::Prune("a".into())));
+    }
+
+    #[test]
+    fn the_next_time_is_never_past() {
+        for stage in [Stage::Prepared, Stage::Active, Stage::Retired] {
+            for now in [0, 12, 20, 23, 24, 48, 100] {
+                let next = next_time(&[day(stage)], at(now * HOUR + 1));
+                assert!(next.is_none_or(|next| next > at(now * HOUR + 1)));
+            }
+        }
     }
 
     #[test]

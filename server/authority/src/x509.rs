@@ -34,7 +34,7 @@ pub struct NoRandomness;
 
 /// A certificate of the journal cannot be an issuer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the certificate of the authority cannot be read")]
+#[error("the certificate of the authority cannot be read, or its key is of another kind")]
 pub struct BadIssuer;
 
 /// How certificates are signed with a kind of key.
@@ -135,10 +135,10 @@ impl Signature {
 }
 
 impl Issuer {
-    /// Reads a self-signed CA certificate as an issuer.
+    /// Reads a self-signed CA certificate as an issuer whose key is of `key_type`.
     ///
     /// # Errors
-    /// [`BadIssuer`].
+    /// [`BadIssuer`], also when the key in the certificate is of another kind.
     pub fn self_signed(
         certificate: &Certificate,
         key_ref: &str,
@@ -147,13 +147,18 @@ impl Issuer {
         let info = certificate.info().map_err(|_| BadIssuer)?;
         let (_, parsed) =
             x509_parser::parse_x509_certificate(certificate.der()).map_err(|_| BadIssuer)?;
+        let public_key = PublicKey::from_spki(&info.spki);
+        let signature = Signature::of(key_type);
+        if key_type_of(&public_key).map(Signature::of) != Some(signature) {
+            return Err(BadIssuer);
+        }
         Ok(Self {
             authority_id: authority_id(&info.key_id),
             key_ref: key_ref.to_owned(),
-            signature: Signature::of(key_type),
+            signature,
             subject: raw_name(parsed.subject()),
             key_id: info.key_id,
-            public_key: PublicKey::from_spki(&info.spki),
+            public_key,
             not_after: info.validity.not_after,
             intermediates: Vec::new(),
         })
@@ -179,6 +184,24 @@ impl CaPlan {
             signature: Signature::of(key_type),
             validity,
         }
+    }
+}
+
+/// The kind of a key that Vane makes; an RSA key of another size counts as the next larger.
+#[must_use]
+pub fn key_type_of(public_key: &PublicKey) -> Option<KeyType> {
+    let (_, spki) = SubjectPublicKeyInfo::from_der(public_key.spki()).ok()?;
+    match spki.parsed().ok()? {
+        x509_parser::public_key::PublicKey::EC(point) => match point.key_size() {
+            256 => Some(KeyType::EcP256),
+            384 => Some(KeyType::EcP384),
+            _ => None,
+        },
+        x509_parser::public_key::PublicKey::RSA(key) if key.key_size() <= 2048 => {
+            Some(KeyType::Rsa2048)
+        }
+        x509_parser::public_key::PublicKey::RSA(_) => Some(KeyType::Rsa4096),
+        _ => None,
     }
 }
 

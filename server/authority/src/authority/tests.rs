@@ -5,9 +5,11 @@ use vane_identity::x509_svid::{Role, serial_decimal};
 use vane_store::memory::MemoryKv;
 
 use super::*;
-use crate::key_manager::Memory;
+use crate::key_manager::{KeyInfo, Memory};
 use crate::profile::SvidKind;
 use crate::subject::SubjectConfig;
+
+mod faults;
 
 struct World {
     clock: Arc<Manual>,
@@ -39,16 +41,19 @@ impl World {
         }
     }
 
-    async fn open(&self) -> Arc<Authority> {
+    fn deps(&self) -> Deps {
         let clock: Arc<dyn Clock> = self.clock.clone();
-        let deps = Deps {
+        Deps {
             kv: self.kv.clone(),
             keys: Arc::clone(&self.keys),
             log: Arc::new(Log::off(Arc::clone(&clock))),
             server_id: "s1".to_owned(),
             clock,
-        };
-        Authority::open(&config(), deps).await.unwrap()
+        }
+    }
+
+    async fn open(&self) -> Arc<Authority> {
+        Authority::open(&config(), self.deps()).await.unwrap()
     }
 
     async fn bundle(&self) -> Bundle {
@@ -285,4 +290,167 @@ async fn authorities_of_other_servers_are_left_alone_and_share_the_bundle() {
     );
     assert_eq!(states(&world.open().await), [AuthorityState::Active]);
     assert_eq!(world.bundle().await.x509_authorities.len(), 2);
+}
+
+#[tokio::test]
+async fn an_authority_goes_on_with_its_own_kind_of_key_when_the_configured_one_changes() {
+    let world = World::new();
+    drop(world.open().await);
+    let other = ProfileConfig {
+        ca_key_type: KeyType::EcP384,
+        ..config()
+    };
+    let authority = Authority::open(&other, world.deps()).await.unwrap();
+    issue_and_verify(&world, &authority).await;
+    let next = authority.prepare_x509().await.unwrap();
+    authority.activate_x509(&next.id).await.unwrap();
+    issue_and_verify(&world, &authority).await;
+    assert_eq!(
+        public_key_of(&next).and_then(|key| x509::key_type_of(&key)),
+        Some(KeyType::EcP384)
+    );
+}
+
+async fn issue_and_verify(world: &World, authority: &Arc<Authority>) {
+    let requests = (0..3).map(|n| request(&format!("/w/{n}"), workload()));
+    let anchors = world.bundle().await.anchors();
+    for svid in authority.issue_x509(requests.collect()).await {
+        let now = world.clock.now();
+        anchors.verify(svid.unwrap(), Role::Server, now).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_left_the_bundle_is_put_back_at_start() {
+    let world = World::new();
+    drop(world.open().await);
+    let row = bundles::get(&*world.kv, &own()).await.unwrap().unwrap();
+    world.kv.commit(bundles::deletion(&row)).await.unwrap();
+    let authority = world.open().await;
+    assert_eq!(states(&authority), [AuthorityState::Active]);
+    issue_and_verify(&world, &authority).await;
+}
+
+#[tokio::test]
+async fn authorities_are_not_prepared_without_bound() {
+    let world = World::new();
+    let authority = world.open().await;
+    for _ in 1..MAX_OWN {
+        authority.prepare_x509().await.unwrap();
+    }
+    let error = authority.prepare_x509().await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "32 authorities of this server are in the bundle already; revoke some"
+    );
+    assert_eq!(world.bundle().await.x509_authorities.len(), MAX_OWN);
+    issue_and_verify(&world, &authority).await;
+}
+
+/// Replaces the key that signs by another one of its name before the first signature, as two
+/// rotations within one batch would.
+#[derive(Debug)]
+struct Replacing(Memory);
+
+#[async_trait::async_trait]
+impl KeyManager for Replacing {
+    async fn generate(&self, key_ref: &str, kind: KeyType) -> Result<PublicKey, KeyManagerError> {
+        self.0.generate(key_ref, kind).await
+    }
+
+    async fn public_keys(&self) -> Result<Vec<KeyInfo>, KeyManagerError> {
+        self.0.public_keys().await
+    }
+
+    async fn sign(&self, requests: &[SignRequest<'_>]) -> Result<Vec<Vec<u8>>, KeyManagerError> {
+        if requests.len() > 1 {
+            self.generate(requests[0].key_ref, KeyType::EcP256).await?;
+        }
+        self.0.sign(requests).await
+    }
+
+    async fn remove(&self, key_ref: &str) -> Result<(), KeyManagerError> {
+        self.0.remove(key_ref).await
+    }
+}
+
+#[tokio::test]
+async fn no_signature_of_a_key_that_was_replaced_under_a_batch_gets_out() {
+    let keys: Arc<dyn KeyManager> = Arc::new(Replacing(Memory::default()));
+    let world = World {
+        keys: Arc::clone(&keys),
+        ..World::new()
+    };
+    let authority = world.open().await;
+    let issuer = authority.active.load_full().unwrap();
+    let requests: Vec<_> = (0..100).map(|_| request("/w", workload())).collect();
+    let now = world.clock.now();
+    let issued = authority
+        .signer
+        .issue(&issuer, requests, now, || true)
+        .await;
+    assert!(
+        issued
+            .iter()
+            .all(|one| matches!(one, Err(IssueError::Check(CheckError::Signature))))
+    );
+}
+
+#[tokio::test]
+async fn what_is_signed_stands_in_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(crate::log::FILE);
+    let world = World::new();
+    let clock: Arc<dyn Clock> = world.clock.clone();
+    let deps = Deps {
+        log: Arc::new(Log::open(&path, clock).unwrap()),
+        ..world.deps()
+    };
+    let authority = Authority::open(&config(), deps).await.unwrap();
+    let issued = authority
+        .issue_x509(vec![request("/a", workload()), request("/b", workload())])
+        .await;
+    let text = std::fs::read_to_string(&path).unwrap();
+    let lines: Vec<serde_json::Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines.len(), 3, "the authority and two SVIDs");
+    assert_eq!(lines[0]["spiffe_id"], "spiffe://example.org");
+    for (line, svid) in lines[1..].iter().zip(issued) {
+        let svid = svid.unwrap();
+        assert_eq!(line["serial"], serial_decimal(&svid.leaf().serial));
+        assert_eq!(
+            line["authority_id"],
+            id_in(&authority, AuthorityState::Active)
+        );
+        assert_eq!(line["caller"], "test");
+    }
+}
+
+#[tokio::test]
+async fn the_loop_rotates_when_the_clock_passes_a_threshold_and_ends_when_told() {
+    let world = World::new();
+    let authority = world.open().await;
+    let first = id_in(&authority, AuthorityState::Active);
+    let mut published = authority.authorities();
+    let stop = CancellationToken::new();
+    let told = stop.clone();
+    let rotate = Arc::clone(&authority).run(stop);
+    let watch = async {
+        world.clock.advance(Duration::from_secs(12 * 3_600 + 1));
+        published.wait_for(|all| all.len() == 2).await.unwrap();
+        world.clock.advance(Duration::from_secs(8 * 3_600));
+        let next = |all: &Arc<[AuthorityRecord]>| {
+            all.iter()
+                .any(|one| one.state == AuthorityState::Active && one.id != first)
+        };
+        published.wait_for(next).await.unwrap();
+        told.cancel();
+    };
+    let both = async { tokio::join!(rotate, watch) };
+    let (ended, ()) = tokio::time::timeout(Duration::from_secs(60), both)
+        .await
+        .unwrap();
+    ended.unwrap();
 }
