@@ -1,8 +1,9 @@
 //! The floors of ARCHITECTURE.md, checked.
 //!
-//! Two rules: a crate names only crates of lower floors in its manifest, and inside a crate a
+//! Three rules: a crate names only crates of lower floors in its manifest; inside a crate a
 //! module names only modules of earlier groups (groups of `mod` lines in lib.rs are separated
-//! by a blank line, bottom first). The fixtures prove that both checks can fail.
+//! by a blank line, bottom first); and only the modules at the door name tonic or a generated
+//! type. The fixtures prove that each check can fail.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -32,6 +33,22 @@ const MAY_NAME_TONIC: &[&str] = &[
     "vane",
     "vane-tests",
 ];
+
+/// The packages whose every module may: they are the door, or they print messages as they are.
+const ALL_DOOR: &[&str] = &["vane-wire", "vane-client", "vane"];
+
+/// The modules of the others that may name tonic or a generated type (DESIGN section 2).
+const DOOR: &[(&str, &[&str])] = &[
+    ("vane-server", &["api"]),
+    ("vane-agent", &["api", "issue", "link", "node"]),
+];
+
+/// Modules that may name generated types, though not tonic: the agent's set is kept as the
+/// stream has it, and a snapshot holds the messages that all its readers get, encoded once.
+const HOLDS_MESSAGES: &[(&str, &[&str])] = &[("vane-agent", &["registry", "snapshot"])];
+
+/// How a path to a generated type begins, after `vane_wire::`.
+const GENERATED: &[&str] = &["spire", "vane", "workload", "envoy", "google", "generated"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -138,6 +155,58 @@ fn module_errors(
         .collect()
 }
 
+fn is_listed(list: &[(&str, &[&str])], package: &str, module: &str) -> bool {
+    list.iter()
+        .any(|(name, modules)| *name == package && modules.contains(&module))
+}
+
+fn code_lines(source: &str) -> impl Iterator<Item = (usize, &str)> {
+    let numbered = source.lines().enumerate().map(|(at, line)| (at + 1, line));
+    numbered.filter(|(_, line)| !line.trim_start().starts_with("//"))
+}
+
+/// Whether a line names tonic or one of its companions.
+fn names_tonic(line: &str) -> bool {
+    let mut words = line.split(|c: char| !c.is_alphanumeric() && c != '_' && c != ':');
+    words.any(|word| {
+        let first = word.trim_start_matches(':').split("::").next();
+        let is_path = word.contains("::");
+        first.is_some_and(|it| is_path && (it == "tonic" || it.starts_with("tonic_")))
+            || word.trim_start_matches(':') == "tonic"
+    })
+}
+
+/// Whether a line names a generated type, or all of `vane_wire` by a brace.
+fn names_generated(line: &str) -> bool {
+    let mut paths = line.split("vane_wire::").skip(1);
+    paths.any(|path| {
+        let names = path.strip_prefix('{').unwrap_or(path).split([',', '}']);
+        let words = names.map(|name| name.trim().split("::").next().unwrap_or_default());
+        let braces = path.starts_with('{');
+        let mut words = words.take(if braces { usize::MAX } else { 1 });
+        words.any(|word| {
+            let word = word.trim_end_matches(|c: char| !c.is_alphanumeric() && c != '_');
+            GENERATED.contains(&word)
+        })
+    })
+}
+
+fn door_errors(package: &str, file: &Path, module: &str, source: &str) -> Vec<String> {
+    if ALL_DOOR.contains(&package) || is_listed(DOOR, package, module) {
+        return Vec::new();
+    }
+    let may_hold = is_listed(HOLDS_MESSAGES, package, module);
+    let wrong = |line: &str| match (names_tonic(line), names_generated(line) && !may_hold) {
+        (true, _) => Some("tonic"),
+        (false, true) => Some("a generated type"),
+        (false, false) => None,
+    };
+    code_lines(source)
+        .filter_map(|(at, line)| Some((at, wrong(line)?)))
+        .map(|(at, what)| format!("{}:{at}: `{module}` names {what}", file.display()))
+        .collect()
+}
+
 fn sources(dir: &Path) -> Vec<PathBuf> {
     let mut all = Vec::new();
     for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
@@ -151,32 +220,52 @@ fn sources(dir: &Path) -> Vec<PathBuf> {
     all
 }
 
-fn crate_errors(src: &Path) -> Vec<String> {
-    let groups = groups(&fs::read_to_string(src.join("lib.rs")).unwrap());
-    let mut errors = Vec::new();
+/// Path in the crate, top module and production code of each file. Tests may reach everywhere:
+/// what is compiled for them only is left out.
+fn production(src: &Path) -> Vec<(PathBuf, String, String)> {
+    let lib = fs::read_to_string(src.join("lib.rs")).unwrap();
+    let mut all = Vec::new();
     for file in sources(src) {
-        let relative = file.strip_prefix(src).unwrap();
-        let first = relative
+        let relative = file.strip_prefix(src).unwrap().to_owned();
+        let first = relative.components().next().unwrap().as_os_str();
+        let module = first.to_str().unwrap().trim_end_matches(".rs").to_owned();
+        let in_tests = relative
             .components()
-            .next()
-            .unwrap()
-            .as_os_str()
-            .to_str()
-            .unwrap();
-        // Tests may reach everywhere: `tests.rs` beside the code is left out.
-        if relative.ends_with("tests.rs") {
+            .any(|one| matches!(one.as_os_str().to_str(), Some("tests.rs" | "tests")));
+        if in_tests || lib.contains(&format!("#[cfg(test)]\nmod {module};")) {
             continue;
         }
         let source = fs::read_to_string(&file).unwrap();
-        let production = source.split("#[cfg(test)]").next().unwrap_or_default();
-        errors.extend(module_errors(
-            relative,
-            first.trim_end_matches(".rs"),
-            production,
-            &groups,
-        ));
+        let code = source
+            .split("#[cfg(test)]\nmod tests {")
+            .next()
+            .unwrap_or_default();
+        all.push((relative, module, code.to_owned()));
     }
-    errors
+    all
+}
+
+fn crate_errors(src: &Path) -> Vec<String> {
+    let groups = groups(&fs::read_to_string(src.join("lib.rs")).unwrap());
+    let files = production(src).into_iter();
+    files
+        .flat_map(|(file, module, code)| module_errors(&file, &module, &code, &groups))
+        .collect()
+}
+
+/// What `check` finds in each package but that of the tests, with the package's name.
+fn in_all_packages(check: impl Fn(&str, &Path) -> Vec<String>) -> Vec<String> {
+    let packages = FLOORS
+        .iter()
+        .filter(|(package, ..)| *package != "vane-tests");
+    packages
+        .flat_map(|(package, folder, _)| {
+            let errors = check(package, &root().join(folder).join("src"));
+            errors
+                .into_iter()
+                .map(move |error| format!("{package}: {error}"))
+        })
+        .collect()
 }
 
 fn none(errors: &[String]) {
@@ -211,17 +300,29 @@ fn every_member_of_the_workspace_has_a_floor() {
 
 #[test]
 fn modules_name_only_modules_of_earlier_groups() {
-    let errors: Vec<String> = FLOORS
-        .iter()
-        .filter(|(package, ..)| *package != "vane-tests")
-        .flat_map(|(package, folder, _)| {
-            let errors = crate_errors(&root().join(folder).join("src"));
-            errors
-                .into_iter()
-                .map(move |error| format!("{package}: {error}"))
-        })
-        .collect();
-    none(&errors);
+    none(&in_all_packages(|_, src| crate_errors(src)));
+}
+
+#[test]
+fn only_the_modules_at_the_door_name_tonic_or_a_generated_type() {
+    none(&in_all_packages(|package, src| {
+        let files = production(src).into_iter();
+        files
+            .flat_map(|(file, module, code)| door_errors(package, &file, &module, &code))
+            .collect()
+    }));
+}
+
+#[test]
+fn each_module_at_the_door_exists() {
+    for (package, modules) in DOOR.iter().chain(HOLDS_MESSAGES) {
+        let (_, folder, _) = FLOORS.iter().find(|(name, ..)| name == package).unwrap();
+        let lib = fs::read_to_string(root().join(folder).join("src/lib.rs")).unwrap();
+        let known = groups(&lib);
+        for module in *modules {
+            assert!(known.contains_key(*module), "{package} has no {module}");
+        }
+    }
 }
 
 #[test]
@@ -242,4 +343,40 @@ fn a_wrong_module_path_is_found() {
     assert_eq!(errors("low", "use crate::{also_low, high};"), 2);
     assert_eq!(errors("low", "use crate::low::Own;\n// crate::high\n"), 0);
     assert_eq!(errors("high", "use crate::{low, also_low::X};"), 0);
+}
+
+#[test]
+fn tonic_beyond_the_door_is_found() {
+    let errors =
+        |package, module, source| door_errors(package, Path::new("x.rs"), module, source).len();
+    let wrong = [
+        "use tonic::Status;",
+        "    fn f() -> Result<(), tonic::Status> {",
+        "use ::tonic::{Code, Status};",
+        "use tonic as grpc;",
+        "use tonic_health::pb;",
+        "use vane_wire::spire::api::types;",
+        "use vane_wire::{record, vane};",
+        "use vane_wire::workload;",
+    ];
+    for line in wrong {
+        assert_eq!(errors("vane-server", "state", line), 1, "{line}");
+        assert_eq!(errors("vane-server", "api", line), 0, "{line}");
+        assert_eq!(errors("vane-agent", "link", line), 0, "{line}");
+        assert_eq!(errors("vane", "entry", line), 0, "{line}");
+    }
+    let right = [
+        "// tonic::Status is not named here",
+        "use vane_wire::record::entry;",
+        "use vane_wire::{record, status::Reason};",
+        "use crate::tectonic::Plate;",
+        "let text = vane_wire::json::entries(&text);",
+    ];
+    for line in right {
+        assert_eq!(errors("vane-server", "state", line), 0, "{line}");
+    }
+    let message = "use vane_wire::vane::sync::v1::Hello;";
+    assert_eq!(errors("vane-agent", "registry", message), 0);
+    assert_eq!(errors("vane-agent", "registry", "use tonic::Code;"), 1);
+    assert_eq!(errors("vane-agent", "cache", message), 1);
 }
