@@ -41,6 +41,7 @@ async fn entry_of(world: &mut World, agent: &Agent, path: &str, uid: u32) -> typ
         .await
 }
 
+/// Proves: ID-34.
 #[tokio::test]
 async fn an_agent_gets_what_the_entry_says_for_the_key_of_its_csr() {
     let mut world = World::new().await;
@@ -73,6 +74,9 @@ async fn an_agent_gets_what_the_entry_says_for_the_key_of_its_csr() {
     assert_eq!(line["caller"], agent.svid.id().as_str());
 }
 
+/// Among them: the entry of another agent is not found.
+///
+/// Proves: ID-34.
 #[tokio::test]
 async fn each_item_of_a_batch_has_a_status_of_its_own() {
     let mut world = World::new().await;
