@@ -144,7 +144,7 @@ async fn a_leaf_has_the_shape_of_spire() {
     }
 }
 
-/// Proves: X509-09, X509-10, X509-11, X509-12, X509-15, X509-22, X509-23, X509-24, X509-32.
+/// Proves: X509-09, X509-10, X509-11, X509-12, X509-15, X509-22, X509-23, X509-24, X509-32, X509-18, X509-48.
 #[tokio::test]
 async fn a_ca_has_the_shape_of_spire() {
     for key_type in [KeyType::EcP256, KeyType::EcP384, KeyType::Rsa2048] {
@@ -166,7 +166,9 @@ async fn a_ca_has_the_shape_of_spire() {
             [GeneralName::URI("spiffe://example.org")]
         );
         assert!(x509.extended_key_usage().unwrap().is_none());
+        // Nothing else: name constraints neither.
         assert_eq!(x509.extensions().len(), 4);
+        check::signature(&world.root, world.issuer.public_key.spki()).unwrap();
         let authority = X509Authority::new(world.root.clone());
         assert_eq!(authority.authority_id().unwrap(), world.issuer.authority_id);
     }
