@@ -106,7 +106,7 @@ impl Dev {
         let name = match (&self.trust_domain, folder.remembered()) {
             (Some(name), _) => name.clone(),
             (None, Some(name)) => name,
-            (None, None) => format!("dev-{:08x}.example.org", fastrand::u32(..)),
+            (None, None) => random_name(),
         };
         let trust_domain = TrustDomain::parse_name_or_id(&name).map_err(|error| {
             Failure::usage(format!("--trust-domain {name:?}: {error}"))
@@ -128,6 +128,11 @@ impl Dev {
             ended = follow(&running.workload_api) => ended,
         }
     }
+}
+
+/// A trust domain that nobody else has, under a name that nobody owns (RFC 2606).
+fn random_name() -> String {
+    format!("dev-{:08x}.example.org", fastrand::u32(..))
 }
 
 impl Folder {
@@ -446,4 +451,19 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = next.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Proves: ID-12.
+    #[test]
+    fn a_trust_domain_that_is_made_up_is_random_and_can_be_used() {
+        let names: std::collections::HashSet<_> = (0..100).map(|_| random_name()).collect();
+        assert!(names.len() > 95, "{} of 100 differ", names.len());
+        for name in &names {
+            assert_eq!(TrustDomain::parse(name).unwrap().as_str(), name);
+        }
+    }
 }
