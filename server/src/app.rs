@@ -10,7 +10,6 @@ use anyhow::Context as _;
 use futures_util::Stream;
 use nix::unistd::Gid;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use vane_authority::authority::{Authority, Deps};
 use vane_authority::key_manager;
@@ -31,11 +30,14 @@ use vane_store::kv::Kv;
 use vane_store::memory::MemoryKv;
 use vane_store::sled_kv::{SledConfig, SledKv};
 
-use crate::api::{self, Admitted, Connection, Parts, PartsDeps, Services, Settings};
+use crate::api::{self, Admitted, Connection, Parts, PartsDeps, Places, Services, Settings};
 use crate::config::{COMPAT_SOCKET, Config, Engine};
 use crate::own_svid::OwnSvid;
 use crate::push::Push;
 use crate::state::State;
+
+#[cfg(test)]
+mod tests;
 
 /// So long calls may take to end once the server stops.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -70,7 +72,7 @@ pub async fn run(
     on_ready: impl FnOnce(Ready),
 ) -> anyhow::Result<()> {
     config.check()?;
-    raise_nofile().context("cannot raise the limit of open files")?;
+    let descriptors = raise_nofile().context("cannot raise the limit of open files")?;
     let server = &config.server;
     let trust_domain = &server.trust_domain;
     let clock: Arc<dyn Clock> = Arc::new(System);
@@ -130,6 +132,7 @@ pub async fn run(
         .with_context(|| format!("cannot listen on {address}: is another server running there?"))?;
     let server_address = listener.address();
     let (acceptor, incoming) = listener.serve(tls, Limits::default());
+    let places = Places::new(agent_connections(descriptors));
     let admin = admin_listeners(&config, &stop)?;
 
     ground.spawn("state", state.clone().run(below.clone()));
@@ -145,7 +148,7 @@ pub async fn run(
     front.spawn("TLS", acceptor.run(stop.clone()));
     front.spawn(
         "agents",
-        serve(services.clone(), api::tls(incoming), stop.clone()),
+        serve(services.clone(), api::tls(incoming, places), stop.clone()),
     );
     for listener in admin {
         let incoming = api::local(listener);
@@ -191,7 +194,7 @@ async fn serve<S>(
     services: Services,
     incoming: impl Stream<Item = Result<Connection<S>, Infallible>>,
     stop: CancellationToken,
-) -> Result<(), tonic::transport::Error>
+) -> Result<(), api::ServeError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -223,6 +226,11 @@ async fn serve_ops(
         .with_context(|| format!("cannot listen on telemetry.ops_address {address}"))?;
     tasks.spawn("ops", ops.run(tasks.token()));
     Ok(())
+}
+
+/// Four fifths of the descriptors: the rest is for the store, the log and the admin sockets.
+fn agent_connections(descriptors: u64) -> usize {
+    usize::try_from(descriptors / 5 * 4).unwrap_or(usize::MAX)
 }
 
 async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Kv>> {
@@ -277,7 +285,7 @@ fn admin_listeners(
 ) -> anyhow::Result<Vec<UnixListener<Admitted>>> {
     let server = &config.server;
     let group = server.admin_gid()?;
-    let places = Arc::new(Semaphore::new(ADMIN_CONNECTIONS));
+    let places = Places::new(ADMIN_CONNECTIONS);
     let mut paths = vec![server.socket_path.clone()];
     let dir = server.socket_path.parent();
     if let Some(dir) = dir.filter(|dir| *dir != Path::new("")) {
@@ -291,7 +299,7 @@ fn admin_listeners(
         paths.push(path);
     }
     let bind = |path: PathBuf| {
-        let places = Arc::clone(&places);
+        let places = places.clone();
         let socket = Socket {
             path,
             mode: ADMIN_MODE,
@@ -299,7 +307,7 @@ fn admin_listeners(
         };
         Ok(UnixListener::bind(
             &socket,
-            move |stream| api::admit(&places, stream),
+            move |stream| places.admit(stream),
             stop.clone(),
         )?)
     };

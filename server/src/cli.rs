@@ -105,3 +105,44 @@ fn print(ready: &Ready) {
     // Whoever started it without reading its output does not wait for the line.
     let _ = std::io::stdout().write_all(line.as_bytes());
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_wrong_ones_exit_with_2() {
+        Cli::command().debug_assert();
+        for (args, code) in [
+            (&["vane-server"][..], 2),
+            (&["vane-server", "run"], 2),
+            (&["vane-server", "run", "-c", "a", "b"], 2),
+            (&["vane-server", "--version"], 0),
+        ] {
+            let refused = Cli::try_parse_from(args).unwrap_err();
+            assert_eq!(refused.exit_code(), code, "{args:?}");
+        }
+        assert!(Cli::try_parse_from(["vane-server", "check", "-c", "a"]).is_ok());
+    }
+
+    #[test]
+    fn a_configuration_that_is_wrong_is_told_with_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("server.toml");
+        let load = |text: &str| {
+            std::fs::write(&config, text).unwrap();
+            let file = File {
+                config: config.clone(),
+            };
+            load(&file).map(drop).map_err(|error| format!("{error:#}"))
+        };
+        assert!(load("[server]\ntrust_domain = \"example.org\"\n").is_ok());
+        let text = load("[server]\ntrust_domain = \"example.org\"\nbind_port = \"x\"\n");
+        let text = text.unwrap_err();
+        assert!(text.contains("server.toml:3:13: "), "{text}");
+        let text = load("[server]\ntrust_domain = \"example.org\"\nca_ttl = \"1s\"\n");
+        assert!(text.unwrap_err().starts_with("server.ca_ttl is 1s"));
+    }
+}

@@ -17,7 +17,7 @@ use vane_wire::status::Refusal;
 use super::Parts;
 use super::patience::{self, Patience};
 use super::unserved;
-use crate::caller::{self, ANY, Caller, LOCAL, Method, Transport};
+use crate::caller::{self, Caller, LOCAL, Method, Transport};
 
 /// Puts [`Guard`] in front of a service.
 #[derive(Clone)]
@@ -60,14 +60,19 @@ where
         let mut inner = std::mem::replace(&mut self.inner, next);
         let parts = Arc::clone(&self.parts);
         Box::pin(async move {
-            match admit(&parts, &mut request).await {
-                Ok(()) => inner.call(request).await,
+            let started = parts.clock.monotonic();
+            let path = request.uri().path().to_owned();
+            let response = match admit(&parts, &mut request).await {
+                Ok(()) => inner.call(request).await?,
                 Err(refusal) => {
-                    let path = request.uri().path();
-                    tracing::debug!(path, code = ?refusal.code(), error = refusal.message(), "refused");
-                    Ok(tonic::Status::from(refusal).into_http())
+                    let (code, error) = (refusal.code(), refusal.message());
+                    tracing::debug!(path, ?code, error, "refused");
+                    tonic::Status::from(refusal).into_http()
                 }
-            }
+            };
+            let elapsed = parts.clock.monotonic().saturating_duration_since(started);
+            parts.calls.count(&path, response.headers(), elapsed);
+            Ok(response)
         })
     }
 }
@@ -107,7 +112,9 @@ fn method(path: &str, transport: &Transport) -> Result<Method, Refusal> {
     }
 }
 
-/// Waits for the turn of a caller without a certificate, by its address.
+const ATTEST: &str = "/spire.api.server.agent.v1.Agent/AttestAgent";
+
+/// Waits for the turn of an attestation, or of a caller without a certificate, by its address.
 async fn turn(
     parts: &Parts,
     method: Method,
@@ -117,14 +124,15 @@ async fn turn(
     let Transport::Tls(peer) = &caller.transport else {
         return Ok(());
     };
-    if peer.svid.is_some() || !method.allowed.has(ANY) {
-        return Ok(());
-    }
+    let what = match &peer.svid {
+        _ if method.path == ATTEST => "attest agent",
+        None => "anonymous call",
+        Some(_) => return Ok(()),
+    };
     let now = parts.clock.monotonic();
-    let reserved = parts
-        .limits
-        .anonymous(peer.address.ip(), now, patience.left(now));
-    patience::turn("attest agent", reserved).await
+    let address = peer.address.ip();
+    let reserved = parts.limits.anonymous(address, now, patience.left(now));
+    patience::turn(what, reserved).await
 }
 
 impl fmt::Debug for GuardLayer {

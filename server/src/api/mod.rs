@@ -7,6 +7,7 @@
 mod connection;
 mod patience;
 mod recent;
+mod telemetry;
 mod unserved;
 
 mod roles;
@@ -29,7 +30,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use connection::{Admitted, Connection, admit, local, tls};
+pub use connection::{Admitted, Connection, Places, local, tls};
 pub use parts::{Parts, PartsDeps, Settings};
 pub use serve::{ServeError, Services};
 

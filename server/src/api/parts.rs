@@ -2,9 +2,10 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::watch;
 use tonic::{Code, Request};
 use vane_authority::authority::Authority;
@@ -20,12 +21,13 @@ use vane_identity::key::PublicKey;
 use vane_identity::lifetime::to_unix;
 use vane_identity::x509_svid::{Certificate, X509Svid, serial_decimal};
 use vane_store::kv::{CommitError, Kv, KvError, Revision};
-use vane_store::tables::row::ChangeError;
+use vane_store::tables::row::{ChangeError, Cursor};
 use vane_wire::status::Refusal;
 
 use super::patience::Patience;
 use super::recent::Recent;
 use super::roles::{Counters, Roles};
+use super::telemetry::Calls;
 use crate::audit::Change;
 use crate::caller::{AgentIdentity, Caller};
 use crate::push::Push;
@@ -89,6 +91,10 @@ pub struct Parts {
     pub(super) own_svid: watch::Receiver<Arc<[Certificate]>>,
     pub(super) started: Instant,
     pub(super) recent: Recent,
+    pub(super) calls: Calls,
+    pub(super) attestations: Counter,
+    /// Where the sweep of old join tokens goes on.
+    pub(super) sweep_at: Mutex<Option<Cursor>>,
     log: Arc<Log>,
     max_staleness: Duration,
     max_renewal_staleness: Duration,
@@ -146,6 +152,9 @@ impl Parts {
             roles,
             own_svid: deps.own_svid,
             recent: Recent::default(),
+            calls: Calls::register(&deps.metrics),
+            attestations: attestations(&deps.metrics),
+            sweep_at: Mutex::default(),
             log: deps.log,
             max_staleness: settings.max_staleness,
             max_renewal_staleness: settings.max_renewal_staleness,
@@ -324,6 +333,15 @@ impl Issued {
             svid,
         })
     }
+}
+
+fn attestations(metrics: &Metrics) -> Counter {
+    let attestations = Counter::default();
+    metrics.register(|registry| {
+        let help = "Agents that attested, answers given again included";
+        registry.register("agent_attestations", help, attestations.clone());
+    });
+    attestations
 }
 
 /// The caller that the guard found out.

@@ -138,6 +138,7 @@ async fn join(
                 let leaf = audit::attestation(caller, &id, JOIN_TOKEN, &issued.serial);
                 parts.append(leaf, "failed to attest").await?;
                 parts.seen(revision).await;
+                parts.attestations.inc();
                 tracing::info!(agent_id = %id, serial = %issued.serial, peer = %caller, "agent attested");
                 return Ok(issued);
             }

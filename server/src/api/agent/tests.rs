@@ -431,6 +431,22 @@ async fn a_token_with_an_agent_id_makes_the_alias_entry_and_its_eviction_removes
 }
 
 #[tokio::test]
+async fn tokens_that_ended_are_cleaned_up_by_those_that_are_made() {
+    let mut world = World::new().await;
+    for _ in 0..20 {
+        world.token(1).await;
+    }
+    world.clock.advance(std::time::Duration::from_secs(3));
+    let left = world.token(600).await;
+    world.token(600).await;
+    world.token(600).await;
+    let page = join_tokens::page(&*world.kv, None, 100).await.unwrap();
+    assert_eq!(page.rows.len(), 3);
+    let key = KeyPair::generate().unwrap();
+    world.attest(&left, &key).await.unwrap();
+}
+
+#[tokio::test]
 async fn tokens_that_cannot_be_are_refused() {
     let mut world = World::new().await;
     let mut client = AgentClient::new(world.local().await);

@@ -1,5 +1,7 @@
 //! Join tokens: made by an administrator, good for one agent, kept as a hash.
 
+use std::sync::PoisonError;
+
 use tonic::Code;
 use uuid::Uuid;
 use vane_identity::entry::{Entry, EntryId};
@@ -20,6 +22,9 @@ use crate::caller::Caller;
 
 /// The most bytes of a token; it becomes a segment of the agent's ID.
 pub(super) const MAX_TOKEN_BYTES: usize = 255;
+
+/// Tokens looked at for each one that is made.
+const SWEEP: usize = 16;
 
 /// Makes a join token, and the alias entry for the agent that will use it when an ID is given.
 ///
@@ -63,6 +68,7 @@ pub(super) async fn create(
         .map(|alias| alias_entry(&agent, alias, now))
         .transpose()?;
     store(parts, caller, &value, expires_at, entry).await?;
+    sweep(parts, now).await;
     Ok(types::JoinToken { value, expires_at })
 }
 
@@ -99,6 +105,20 @@ async fn store(
     let alias = record.agent_id.as_ref();
     let change = Change::TokenCreated { alias, expires_at };
     parts.acknowledge(caller, change, revision, tried).await
+}
+
+/// Looks at some more tokens than were made, and deletes those that ended: what is made is
+/// cleaned up without a timer, and the table stays as small as its use.
+async fn sweep(parts: &Parts, now: i64) {
+    let lock = || {
+        let place = parts.sweep_at.lock();
+        place.unwrap_or_else(PoisonError::into_inner)
+    };
+    let after = lock().clone();
+    match join_tokens::sweep(&*parts.kv, now, after.as_ref(), SWEEP).await {
+        Ok((_, next)) => *lock() = next,
+        Err(error) => tracing::warn!(%error, "cannot delete join tokens that ended"),
+    }
 }
 
 /// The entry by which the agent of a token gets an ID of its own choice (SPIRE.md trap 14).
