@@ -85,14 +85,21 @@ impl Watch {
         let endpoint = self.target.endpoint()?;
         let mut contexts = contexts(endpoint.clone())?;
         let refuse = |status| failure_at(&endpoint, &status, FLAG);
+        // The same trouble is told once, not at each try.
+        let mut told = String::new();
         loop {
             match contexts.next().await.map_err(refuse)? {
                 Change::Context(context) => {
+                    told.clear();
                     self.target.take(&context)?;
                     self.execute().await;
                 }
                 Change::Denied(status) | Change::Interrupted { status, .. } => {
-                    eprint_line(&format!("{}", refuse(status)));
+                    let trouble = refuse(status).to_string();
+                    if trouble != told {
+                        eprint_line(&trouble);
+                    }
+                    told = trouble;
                 }
                 Change::Discarded(why) => eprint_line(&format!(
                     "the agent sent what no SVIDs can be read from: {why}; those before stay"
