@@ -205,7 +205,7 @@ fn requests() -> Vec<Request> {
             "a bad DNS name",
             mint(&|params| {
                 uri(params, &own);
-                dns(params, ["under_score.example.org".to_owned()]);
+                dns(params, ["a..example.org".to_owned()]);
             }),
             "CSR DNS name is not valid",
         ),
@@ -527,8 +527,9 @@ async fn garbage_on_a_socket_ends_its_connection_and_nothing_else() {
         ];
         for ended in ends {
             match &ended {
-                Ended::Status(0, _) => assert_eq!(what, "octets after the message"),
-                Ended::Status(_, text) => assert!(!text.is_empty(), "{what}: {ended:?}"),
+                Ended::Status(code, text) => {
+                    assert!(*code != 0 && !text.is_empty(), "{what}: {ended:?}");
+                }
                 Ended::Reset(why) => panic!("{what}: {why}"),
             }
             println!("{what}: {ended:?}");

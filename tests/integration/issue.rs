@@ -2,9 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::net::TcpStream;
 use tonic::Code;
 use vane_chassis::clock::{Clock, System};
+use vane_identity::x509_svid::{Certificate, X509Svid};
 use vane_tests::admin::entry;
+use vane_tests::remote::{local, nobody};
 use vane_tests::workload::{ids, verify};
 use vane_tests::world::{Options, World, own_selector, spiffe_id};
 
@@ -124,4 +127,48 @@ async fn an_entry_is_served_by_the_agent_that_is_its_parent_and_by_no_other() {
         .await
         .unwrap_err();
     assert_eq!(other.code(), Code::PermissionDenied);
+}
+
+/// From the registration to the certificate that the process holds.
+///
+/// Proves: ID-20.
+#[tokio::test]
+async fn an_id_of_2048_bytes_goes_all_the_way() {
+    let world = World::start().await;
+    let agent = world.agent("agent").await;
+    let admin = world.admin().await;
+    let head = spiffe_id("/");
+    let longest = format!("{head}{}", "x".repeat(2048 - head.len()));
+    assert_eq!(longest.len(), 2048);
+
+    let too_long = entry(&format!("{longest}x"), &agent.id, &[&own_selector()]);
+    let refused = admin.create_all(vec![too_long]).await;
+    let code = refused[0].status.as_ref().unwrap().code;
+    assert_eq!(Code::from(code), Code::InvalidArgument, "{refused:?}");
+
+    admin
+        .create(entry(&longest, &agent.id, &[&own_selector()]))
+        .await;
+    let mut stream = agent.workload().await.watch().await.unwrap();
+    let message = stream.until(|ids| ids == [longest.clone()]).await.unwrap();
+    let svids = verify(&message, System.now());
+    assert_eq!(svids[0].svid().id().as_str(), longest);
+}
+
+/// Proves: X509-14.
+#[tokio::test]
+async fn the_server_shows_a_leaf_of_its_own_and_no_authority() {
+    let world = World::start().await;
+    let authorities = world.admin().await.bundle().await.x509_authorities;
+    let tcp = TcpStream::connect(local(world.port())).await.unwrap();
+    let tls = vane_chassis::mtls::connect(tcp, nobody()).await.unwrap();
+    let (_, session) = tls.get_ref();
+    let shown = session.peer_certificates().unwrap();
+    let certificate = |der: &[u8]| Certificate::from_der(der);
+    // A certificate that may sign is no SVID's leaf.
+    let svid = X509Svid::parse(shown.iter().map(|der| certificate(der)).collect()).unwrap();
+    assert_eq!(svid.id().as_str(), spiffe_id("/spire/server"));
+    for der in shown {
+        assert!(authorities.iter().all(|authority| authority.asn1 != **der));
+    }
 }

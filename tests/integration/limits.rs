@@ -35,12 +35,15 @@ async fn register(admin: &Admin, agent: &Agent) {
     stream.until(|ids| ids == [spiffe_id("/w")]).await.unwrap();
 }
 
+const FLOODS: usize = 6;
 const IDLE: usize = 8_000;
 /// Of one connecting process (DESIGN 4, "Agent").
 const OF_ONE_PROCESS: usize = 1_000;
 
 /// 8,000 idle connections of one process stand (as many as the machine lets it have): another
 /// process is served within a second all the same, and when they are gone so is what they cost.
+/// glibc keeps what a process once had (a trim from outside gives it back): the first floods are
+/// for it, and memory is compared after later ones, which finds what a connection leaves behind.
 #[tokio::test]
 async fn idle_connections_of_one_process_keep_nobody_else_out() {
     let world = World::start().await;
@@ -48,34 +51,35 @@ async fn idle_connections_of_one_process_keep_nobody_else_out() {
     register(&world.admin().await, &agent).await;
     let (_, said) = fetch(&agent.socket).await;
     assert!(said.contains("spiffe://example.org/w"), "{said}");
-    let before = (agent.process.rss(), agent.process.descriptors());
+    let fresh = (agent.process.rss(), agent.process.descriptors());
+    let mut after = Vec::new();
+    for _ in 0..FLOODS {
+        flood(&agent).await;
+        sample::until("the descriptors are back", || {
+            agent.process.descriptors() <= fresh.1
+        })
+        .await;
+        after.push(agent.process.rss());
+    }
+    println!("rss {} fresh, {after:?} after each flood", fresh.0);
+    assert!(after[FLOODS - 1] <= after[1] / 5 * 6, "{after:?}");
+    let (_, said) = fetch(&agent.socket).await;
+    assert!(said.contains("spiffe://example.org/w"), "{said}");
+}
 
+async fn flood(agent: &Agent) {
     let wanted = greedy::at_most(IDLE);
     let mut greedy = Greedy::start(&agent.socket, wanted).await;
-    let open = greedy.open().await;
+    let open = greedy.settled(OF_ONE_PROCESS).await;
     let (took, said) = fetch(&agent.socket).await;
     println!(
-        "{wanted} connections tried with {} descriptors, {open} let in; another's first fetch took {took:?}",
-        greedy::descriptors()
+        "{wanted} connections tried with {} descriptors, {open} let in; another's first fetch took {took:?}; rss {}",
+        greedy::descriptors(),
+        agent.process.rss()
     );
     assert!(said.contains("spiffe://example.org/w"), "{said}");
     assert!(took < Duration::from_secs(1), "{took:?}");
-    assert!(open > 0 && open <= OF_ONE_PROCESS, "{open}");
     assert_eq!(greedy.open().await, open, "nobody was put out for it");
-    let during = agent.process.rss();
-    drop(greedy);
-
-    sample::until("the descriptors are back", || {
-        agent.process.descriptors() <= before.1
-    })
-    .await;
-    sample::until("the memory is back", || {
-        agent.process.rss() <= before.0 / 5 * 6
-    })
-    .await;
-    println!("rss {} -> {during} -> {}", before.0, agent.process.rss());
-    let (_, said) = fetch(&agent.socket).await;
-    assert!(said.contains("spiffe://example.org/w"), "{said}");
 }
 
 /// Opens connections until there are `count`, whatever becomes of them.
@@ -89,37 +93,57 @@ async fn storm(socket: &Path, count: usize) -> Vec<UnixStream> {
 
 const OUT_OF_DESCRIPTORS: &str = "cannot accept connections for now";
 
-/// More connections than descriptors: `accept` fails, the listener lives, and when they are
-/// gone it serves. (tonic's own accept loop ends at the first such error.)
+/// No descriptor is left: `accept` fails, the listener lives, and with descriptors it serves
+/// who waited. (tonic's own accept loop ends at the first such error.)
 #[tokio::test]
-async fn an_agent_without_descriptors_serves_again_when_they_are_back() {
+async fn an_agent_that_cannot_accept_serves_again_when_it_can() {
     let world = World::start().await;
-    let agent = world.agent_under(Some(48), "agent").await;
+    let agent = world.agent("agent").await;
     register(&world.admin().await, &agent).await;
     let pid = agent.process.pid();
     let before = agent.process.descriptors();
-    for round in 1..=3 {
+    for _ in 0..3 {
+        let most = agent.process.no_more_descriptors();
+        let log = agent.log().len();
         let flood = storm(&agent.socket, 200).await;
-        println!(
-            "{} descriptors of 48 before, {} in the storm",
-            before,
-            agent.process.descriptors()
-        );
-        drop(flood);
+        sample::until("accept fails", || {
+            agent.log()[log..].contains(OUT_OF_DESCRIPTORS)
+        })
+        .await;
+        agent.process.limit_descriptors(most);
+        // These stand in the queue behind two hundred.
+        let mut stream = agent.workload().await.watch().await.unwrap();
+        stream.until(|ids| ids == [spiffe_id("/w")]).await.unwrap();
+        drop((flood, stream));
         sample::until("the flood is over", || {
             agent.process.descriptors() <= before
         })
         .await;
-        let mut stream = agent.workload().await.watch().await.unwrap();
-        stream.until(|ids| ids == [spiffe_id("/w")]).await.unwrap();
-        assert!(
-            agent.log().contains(OUT_OF_DESCRIPTORS),
-            "round {round}: {}",
-            agent.log()
-        );
     }
     assert_eq!(agent.process.pid(), pid);
     assert!(!agent.log().contains("panicked"), "{}", agent.log());
+}
+
+/// A connection costs the agent three descriptors: with few of them it is somewhere between
+/// accept and attestation that the next one is missing.
+#[tokio::test]
+async fn an_agent_with_few_descriptors_survives_a_flood() {
+    let world = World::start().await;
+    for limit in 46..49 {
+        let agent = world.agent_under(Some(limit), &format!("a{limit}")).await;
+        register(&world.admin().await, &agent).await;
+        let before = agent.process.descriptors();
+        for _ in 0..3 {
+            drop(storm(&agent.socket, 200).await);
+            sample::until("the flood is over", || {
+                agent.process.descriptors() <= before
+            })
+            .await;
+            let mut stream = agent.workload().await.watch().await.unwrap();
+            stream.until(|ids| ids == [spiffe_id("/w")]).await.unwrap();
+        }
+        assert!(!agent.log().contains("panicked"), "{}", agent.log());
+    }
 }
 
 /// The same on the server's two listeners.

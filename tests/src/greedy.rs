@@ -108,6 +108,20 @@ impl Greedy {
         line
     }
 
+    /// How many are open once the other side has closed those beyond its `limit`, of which it
+    /// may not have accepted all at first.
+    pub async fn settled(&mut self, limit: usize) -> usize {
+        within("no more connections than the limit", async {
+            loop {
+                let open = self.open().await;
+                if open <= limit {
+                    break open;
+                }
+            }
+        })
+        .await
+    }
+
     /// How many of its connections are open.
     pub async fn open(&mut self) -> usize {
         self.stdin.write_all(b"\n").await.unwrap();

@@ -127,6 +127,35 @@ impl Process {
         within("it ends", self.child.wait()).await.unwrap().code()
     }
 
+    /// Lets it open nothing more; what its limit of descriptors was before.
+    pub fn no_more_descriptors(&self) -> Option<u64> {
+        let name = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name();
+        let open: std::collections::BTreeSet<u64> =
+            std::fs::read_dir(format!("/proc/{}/fd", self.pid()))
+                .unwrap()
+                .map(|entry| name(entry).to_str().unwrap().parse().unwrap())
+                .collect();
+        // A limit is above the numbers, not the count.
+        let first_free = (0..).find(|n| !open.contains(n));
+        self.limit_descriptors(first_free)
+    }
+
+    /// Sets its limit of descriptors; what it was before.
+    pub fn limit_descriptors(&self, most: Option<u64>) -> Option<u64> {
+        use rustix::process::{Pid, Resource, Rlimit, prlimit};
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", self.pid())).unwrap();
+        let line = limits
+            .lines()
+            .find(|line| line.starts_with("Max open files"));
+        let hard = line.unwrap().split_whitespace().nth(4).unwrap().parse();
+        let limit = Rlimit {
+            current: most,
+            maximum: hard.ok(),
+        };
+        let pid = Pid::from_raw(i32::try_from(self.pid()).unwrap());
+        prlimit(pid, Resource::Nofile, limit).unwrap().current
+    }
+
     /// Resident memory in bytes.
     pub fn rss(&self) -> u64 {
         rss_of(self.pid())
