@@ -199,14 +199,28 @@ impl Parts {
         revision: Revision,
         tried: &str,
     ) -> Result<(), Refusal> {
-        let leaf = change.leaf(caller);
-        let (logged, ()) = tokio::join!(self.append(leaf, tried), self.seen(revision));
+        self.acknowledge_all(vec![change.leaf(caller)], revision, tried)
+            .await
+    }
+
+    /// As [`Parts::acknowledge`], of changes up to `revision` that are written together.
+    pub(super) async fn acknowledge_all(
+        &self,
+        leaves: Vec<Leaf>,
+        revision: Revision,
+        tried: &str,
+    ) -> Result<(), Refusal> {
+        let (logged, ()) = tokio::join!(self.append_all(&leaves, tried), self.seen(revision));
         logged
     }
 
     /// Writes one leaf to the log.
     pub(super) async fn append(&self, leaf: Leaf, tried: &str) -> Result<(), Refusal> {
-        self.log.append(&[leaf]).await.map_err(|error| {
+        self.append_all(&[leaf], tried).await
+    }
+
+    async fn append_all(&self, leaves: &[Leaf], tried: &str) -> Result<(), Refusal> {
+        self.log.append(leaves).await.map_err(|error| {
             tracing::error!(%error, "cannot write the log");
             Refusal::because(Code::Unavailable, tried, error)
         })
@@ -214,6 +228,9 @@ impl Parts {
 
     /// Waits until hot state has `revision`, so that the next call sees it.
     pub(super) async fn seen(&self, revision: Revision) {
+        if self.state.has(revision) {
+            return;
+        }
         let seen = self.state.wait_for(revision);
         if tokio::time::timeout(SEEN_WITHIN, seen).await.is_err() {
             tracing::warn!(revision, "hot state is behind the store");

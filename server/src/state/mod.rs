@@ -104,6 +104,12 @@ impl State {
         self.bundles_changed.subscribe()
     }
 
+    /// Whether everything up to `revision` is here.
+    #[must_use]
+    pub fn has(&self, revision: Revision) -> bool {
+        *self.applied.borrow() >= revision
+    }
+
     /// Waits until the state has everything up to `revision`, while [`State::run`] runs.
     pub async fn wait_for(&self, revision: Revision) {
         let mut applied = self.applied.subscribe();

@@ -1,11 +1,13 @@
 //! Creating, updating and deleting one entry.
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesOrdered;
 use tonic::Code;
 use uuid::Uuid;
 use vane_identity::entry::{Entry, EntryId};
 use vane_identity::id::TrustDomain;
 use vane_identity::lifetime::to_unix;
-use vane_store::kv::CommitError;
+use vane_store::kv::{CommitError, Revision};
 use vane_store::tables::entries::{self, CreateError, UpdateError};
 use vane_store::tables::row::Row;
 use vane_wire::convert;
@@ -19,39 +21,60 @@ use crate::caller::Caller;
 
 /// How often a change is tried again that lost against another one.
 const TRIES: usize = 16;
+/// What a refused creation was.
+const CREATING: &str = "failed to create entry";
 
 /// What became of an entry that was to be created.
 enum Creation {
-    /// It is new.
-    Made(Entry),
+    /// It is new, since this revision of the store.
+    Made(Entry, Revision),
     /// This one was there.
     Similar(Entry),
 }
 
-/// Creates an entry; one with the same SPIFFE ID, parent and selectors is returned beside
-/// ALREADY_EXISTS (SPIRE.md trap 4).
-pub(super) async fn create(
-    parts: &Parts,
-    caller: &Caller,
-    wire: &types::Entry,
-) -> (types::Status, Option<types::Entry>) {
-    match try_create(parts, caller, wire).await {
-        Ok(Creation::Made(entry)) => (status::ok(), Some((&entry).into())),
-        Ok(Creation::Similar(entry)) => {
+/// The status of an item and the entry that is shown with it.
+pub(super) type Shown = (types::Status, Option<types::Entry>);
+
+/// Creates entries, each in a transaction of its own, all at once; one with the same SPIFFE
+/// ID, parent and selectors is returned beside ALREADY_EXISTS (SPIRE.md trap 4). Those that
+/// were made are written to the log together.
+pub(super) async fn create(parts: &Parts, caller: &Caller, wires: &[types::Entry]) -> Vec<Shown> {
+    let creations: FuturesOrdered<_> = wires.iter().map(|wire| try_create(parts, wire)).collect();
+    let creations: Vec<Result<Creation, Refusal>> = creations.collect().await;
+    let acknowledged = acknowledge(parts, caller, &creations).await;
+    let show = |creation: Result<Creation, Refusal>| match (creation, &acknowledged) {
+        (Ok(Creation::Made(entry, _)), Ok(())) => (status::ok(), Some((&entry).into())),
+        (Ok(Creation::Made(..)), Err(refusal)) => (refusal.clone().item(), None),
+        (Ok(Creation::Similar(entry)), _) => {
             let text = "similar entry already exists";
             let status = Refusal::new(Code::AlreadyExists, text).item();
             (status, Some((&entry).into()))
         }
-        Err(refusal) => (refusal.item(), None),
+        (Err(refusal), _) => (refusal.item(), None),
+    };
+    creations.into_iter().map(show).collect()
+}
+
+async fn acknowledge(
+    parts: &Parts,
+    caller: &Caller,
+    creations: &[Result<Creation, Refusal>],
+) -> Result<(), Refusal> {
+    let made = creations.iter().filter_map(|creation| match creation {
+        Ok(Creation::Made(entry, revision)) => Some((entry, *revision)),
+        Ok(Creation::Similar(_)) | Err(_) => None,
+    });
+    let (leaves, revisions): (Vec<_>, Vec<_>) = made
+        .map(|(entry, revision)| (Change::EntryCreated(entry).leaf(caller), revision))
+        .unzip();
+    match revisions.into_iter().max() {
+        Some(last) => parts.acknowledge_all(leaves, last, CREATING).await,
+        None => Ok(()),
     }
 }
 
-async fn try_create(
-    parts: &Parts,
-    caller: &Caller,
-    wire: &types::Entry,
-) -> Result<Creation, Refusal> {
-    let tried = "failed to create entry";
+async fn try_create(parts: &Parts, wire: &types::Entry) -> Result<Creation, Refusal> {
+    let tried = CREATING;
     let fresh = EntryId::parse(&Uuid::new_v4().to_string())
         .map_err(|error| Refusal::because(Code::Internal, tried, error))?;
     let now = to_unix(parts.clock.now());
@@ -59,11 +82,7 @@ async fn try_create(
         .map_err(|error| Refusal::of("failed to convert entry", &error))?;
     check_federation(parts, &entry, tried)?;
     match entries::create(&*parts.kv, &entry).await {
-        Ok(revision) => {
-            let change = Change::EntryCreated(&entry);
-            parts.acknowledge(caller, change, revision, tried).await?;
-            Ok(Creation::Made(entry))
-        }
+        Ok(revision) => Ok(Creation::Made(entry, revision)),
         Err(CreateError::Similar(row)) => Ok(Creation::Similar(row.value)),
         Err(error @ CreateError::IdTaken(_)) => {
             Err(Refusal::because(Code::AlreadyExists, tried, error))

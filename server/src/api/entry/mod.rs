@@ -89,17 +89,17 @@ impl Entry for EntryService {
             output_mask,
         } = request.into_inner();
         self.check_batch(entries.len())?;
-        let results = self.each(entries, true, |wire| {
-            let (caller, mask) = (&caller, output_mask.as_ref());
-            async move {
-                let (status, entry) = change::create(&self.0, caller, &wire).await;
+        let mut results = Vec::with_capacity(entries.len());
+        for wires in entries.chunks(AT_ONCE) {
+            let created = change::create(&self.0, &caller, wires).await;
+            results.extend(created.into_iter().map(|(status, entry)| {
+                let mask = output_mask.as_ref();
                 batch_create_entry_response::Result {
                     status: Some(status),
                     entry: entry.map(|entry| convert::entry::apply_mask(entry, mask)),
                 }
-            }
-        });
-        let results = results.await;
+            }));
+        }
         Ok(Response::new(BatchCreateEntryResponse { results }))
     }
 
