@@ -136,6 +136,10 @@ pub async fn run(
     let admin = admin_listeners(&config, &stop)?;
 
     ground.spawn("state", state.clone().run(below.clone()));
+    ground.spawn(
+        "acknowledgements",
+        follow_acks(Arc::clone(&push), Arc::clone(&authority), below.clone()),
+    );
     ground.spawn("authorities", authority.run(below.clone()));
     ground.spawn("own SVID", own_svid.run(below.clone()));
     ground.spawn(
@@ -340,6 +344,22 @@ async fn follow_bundle(
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             changed = changes.changed() => if changed.is_err() { return Ok(()) },
+        }
+    }
+}
+
+/// Tells the authorities which bundle every connected agent has.
+async fn follow_acks(
+    push: Arc<Push>,
+    authority: Arc<Authority>,
+    stop: CancellationToken,
+) -> Result<(), Infallible> {
+    let mut lowest = push.acks().lowest();
+    loop {
+        authority.set_acks(*lowest.borrow_and_update());
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            changed = lowest.changed() => if changed.is_err() { return Ok(()) },
         }
     }
 }

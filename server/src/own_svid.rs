@@ -14,7 +14,7 @@ use vane_authority::profile::SvidKind;
 use vane_chassis::clock::{Clock, sleep_until};
 use vane_chassis::mtls::{Identity, IdentityError};
 use vane_identity::id::{IdError, SpiffeId, TrustDomain};
-use vane_identity::key::{KeyError, KeyType, PrivateKey};
+use vane_identity::key::{KeyError, KeyType, PrivateKey, PublicKey};
 use vane_identity::lifetime::{Jitter, renew_at};
 use vane_identity::x509_svid::{Certificate, X509Svid};
 use vane_wire::record::AuthorityState;
@@ -115,7 +115,7 @@ impl OwnSvid {
     }
 
     async fn renew(&mut self) -> Result<(), OwnSvidError> {
-        let (key, public_key) = PrivateKey::generate(KeyType::EcP256)?;
+        let (key, public_key) = generate(self.authority.profile().ca_key_type()).await?;
         let request = X509Request {
             kind: SvidKind::Server,
             spiffe_id: self.id.clone(),
@@ -137,5 +137,128 @@ impl OwnSvid {
         self.signed_by = signer.iter().map(|byte| format!("{byte:02x}")).collect();
         self.chain.send_replace(svid.chain().into());
         Ok(())
+    }
+}
+
+/// A key of the CA's kind, as SPIRE's; an RSA key takes seconds to find.
+async fn generate(kind: KeyType) -> Result<(PrivateKey, PublicKey), KeyError> {
+    let generated = tokio::task::spawn_blocking(move || PrivateKey::generate(kind)).await;
+    generated.unwrap_or(Err(KeyError::Generate))
+}
+
+#[cfg(test)]
+mod tests {
+    use vane_authority::authority::Deps;
+    use vane_authority::key_manager;
+    use vane_authority::log::Log;
+    use vane_authority::profile::ProfileConfig;
+    use vane_authority::subject::SubjectConfig;
+    use vane_chassis::builtin::{Section, open_section};
+    use vane_chassis::clock::Manual;
+    use vane_chassis::tasks::Tasks;
+    use vane_identity::lifetime::NOT_BEFORE_BACKDATE;
+    use vane_store::memory::MemoryKv;
+
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(600);
+
+    struct World {
+        authority: Arc<Authority>,
+        clock: Arc<Manual>,
+        chain: watch::Receiver<Arc<[Certificate]>>,
+        tasks: Tasks,
+        identity: Arc<Identity>,
+    }
+
+    impl World {
+        async fn new() -> Self {
+            let manual = Arc::new(Manual::starting_now());
+            let clock: Arc<dyn Clock> = Arc::<Manual>::clone(&manual);
+            let trust_domain = TrustDomain::parse("example.org").unwrap();
+            let section = Section::new("memory", Default::default());
+            let key_deps = key_manager::Deps {
+                data_dir: "/nonexistent".into(),
+            };
+            let keys = open_section(key_manager::BUILTINS, &section, &key_deps);
+            let deps = Deps {
+                clock: Arc::clone(&clock),
+                kv: Arc::new(MemoryKv::new().unwrap()),
+                keys: keys.await.unwrap(),
+                log: Arc::new(Log::off(Arc::clone(&clock))),
+                server_id: "server".to_owned(),
+            };
+            let profile = ProfileConfig {
+                trust_domain: trust_domain.clone(),
+                ca_ttl: 10 * TTL,
+                ca_key_type: KeyType::EcP256,
+                ca_subject: SubjectConfig::default(),
+                default_x509_svid_ttl: TTL,
+                agent_ttl: None,
+            };
+            let authority = Authority::open(&profile, deps).await.unwrap();
+            let own = OwnSvid::open(Arc::clone(&authority), clock, &trust_domain);
+            let own = own.await.unwrap();
+            let (chain, identity) = (own.chain(), own.identity());
+            let mut tasks = Tasks::new();
+            tasks.spawn("own SVID", own.run(tasks.token()));
+            Self {
+                authority,
+                clock: manual,
+                chain,
+                tasks,
+                identity,
+            }
+        }
+
+        /// Waits for the next chain; its leaf.
+        async fn next(&mut self) -> vane_identity::x509_svid::CertificateInfo {
+            let changed = self.chain.changed();
+            let changed = tokio::time::timeout(Duration::from_secs(30), changed);
+            changed.await.unwrap().unwrap();
+            let chain = self.chain.borrow_and_update().clone();
+            chain[0].info().unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn it_is_renewed_at_half_its_lifetime() {
+        let mut world = World::new().await;
+        assert!(!world.identity.is_empty());
+        let first = world.chain.borrow_and_update()[0].info().unwrap();
+        assert_eq!(
+            first.spiffe_id.unwrap().as_str(),
+            "spiffe://example.org/spire/server"
+        );
+        let validity = first.validity;
+        let lifetime = validity.not_after.duration_since(validity.not_before);
+        assert_eq!(lifetime.unwrap(), TTL + NOT_BEFORE_BACKDATE);
+        world.clock.advance(TTL / 2 - TTL / 10);
+        tokio::task::yield_now().await;
+        assert!(!world.chain.has_changed().unwrap(), "not before its time");
+        world.clock.advance(TTL / 5);
+        let second = world.next().await;
+        assert_ne!(second.serial, first.serial);
+        assert_ne!(second.spki, first.spki, "each has a key of its own");
+        world.tasks.token().cancel();
+        world.tasks.join(Duration::from_secs(5)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn it_is_renewed_at_once_when_its_authority_is_tainted() {
+        let mut world = World::new().await;
+        let first = world.chain.borrow_and_update()[0].info().unwrap();
+        let old = world.authority.authorities().borrow()[0].id.clone();
+        let next = world.authority.prepare_x509().await.unwrap();
+        world.authority.activate_x509(&next.id).await.unwrap();
+        tokio::task::yield_now().await;
+        assert!(!world.chain.has_changed().unwrap(), "an old one is good");
+        world.authority.taint_x509(&old).await.unwrap();
+        let second = world.next().await;
+        let signer = |info: &vane_identity::x509_svid::CertificateInfo| {
+            let id = info.authority_key_id.clone().unwrap();
+            id.iter().map(|b| format!("{b:02x}")).collect::<String>()
+        };
+        assert_eq!((signer(&first), signer(&second)), (old, next.id));
     }
 }
