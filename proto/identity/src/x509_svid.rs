@@ -169,7 +169,10 @@ impl Certificate {
     /// [`X509Error::Malformed`], [`X509Error::TooLarge`].
     pub fn info(&self) -> Result<CertificateInfo, X509Error> {
         let certificate = parse(&self.0)?;
-        Ok(info_of(&certificate))
+        let spiffe_id = one_uri(&certificate)
+            .and_then(|uri| Ok(SpiffeId::parse(uri)?))
+            .ok();
+        Ok(info_of(&certificate, spiffe_id))
     }
 }
 
@@ -195,13 +198,11 @@ fn at_most(what: &'static str, seen: usize, max: usize) -> Result<(), X509Error>
     Ok(())
 }
 
-fn info_of(certificate: &X509Certificate<'_>) -> CertificateInfo {
+fn info_of(certificate: &X509Certificate<'_>, spiffe_id: Option<SpiffeId>) -> CertificateInfo {
     let serial = certificate.tbs_certificate.serial.to_bytes_be();
     let validity = certificate.validity();
     CertificateInfo {
-        spiffe_id: one_uri(certificate)
-            .and_then(|uri| Ok(SpiffeId::parse(uri)?))
-            .ok(),
+        spiffe_id,
         serial,
         validity: Validity {
             not_before: from_unix(validity.not_before.timestamp()),
@@ -251,6 +252,18 @@ impl X509Svid {
     /// # Errors
     /// The rule of X509-SVID.md section 5 that the leaf breaks, or a limit.
     pub fn parse(chain: Vec<Certificate>) -> Result<Self, X509Error> {
+        Self::parse_with(chain, |_| Ok(()))
+    }
+
+    /// As [`X509Svid::parse`], and `look` says first whether the leaf, which is parsed only
+    /// once for both, is what it should be.
+    ///
+    /// # Errors
+    /// As [`X509Svid::parse`], or that of `look`.
+    pub fn parse_with<E: From<X509Error>>(
+        chain: Vec<Certificate>,
+        look: impl FnOnce(&X509Certificate<'_>) -> Result<(), E>,
+    ) -> Result<Self, E> {
         at_most("chain length", chain.len(), MAX_CHAIN)?;
         for certificate in &chain {
             at_most(
@@ -261,12 +274,13 @@ impl X509Svid {
         }
         let leaf = chain.first().ok_or(X509Error::Empty)?;
         let certificate = parse(leaf.der())?;
-        let id = SpiffeId::parse(one_uri(&certificate)?)?;
+        look(&certificate)?;
+        let id = SpiffeId::parse(one_uri(&certificate)?).map_err(X509Error::from)?;
         if id.path().is_empty() {
-            return Err(X509Error::NoPath(id));
+            return Err(X509Error::NoPath(id).into());
         }
         check_leaf_usage(&certificate)?;
-        let info = info_of(&certificate);
+        let info = info_of(&certificate, Some(id.clone()));
         Ok(Self { id, chain, info })
     }
 
@@ -418,6 +432,13 @@ impl fmt::Debug for Anchors {
 /// `serial` as SPIRE prints it: a decimal number.
 #[must_use]
 pub fn serial_decimal(serial: &[u8]) -> String {
+    // RFC 5280 allows 20 octets; those that are made here have at most 16.
+    if serial.len() <= size_of::<u128>() {
+        let number = serial
+            .iter()
+            .fold(0u128, |number, byte| number << 8 | u128::from(*byte));
+        return number.to_string();
+    }
     let mut digits = vec![0u8];
     for byte in serial {
         let mut carry = u32::from(*byte);

@@ -169,15 +169,25 @@ const RSA_ALGORITHM: [u8; 15] = [
 /// parameters, compressed points and odd algorithm identifiers go no further.
 fn public_key(spki: &SubjectPublicKeyInfo<'_>) -> Result<PublicKey, CsrError> {
     let raw = spki.raw;
-    let ec = (raw.starts_with(&P256_PREFIX) && raw.len() == P256_PREFIX.len() + 64)
-        || (raw.starts_with(&P384_PREFIX) && raw.len() == P384_PREFIX.len() + 96);
-    if ec || rsa_bits(spki).is_some_and(rsa_is_allowed) {
+    if ec_point(raw).is_some() || rsa_bits(spki).is_some_and(rsa_is_allowed) {
         return Ok(PublicKey::from_spki(raw));
     }
     Err(CsrError::Key(match rsa_bits(spki) {
         Some(_) => "RSA keys must have 2048 to 8192 bits",
         None => "EC P-256, EC P-384 and RSA are supported",
     }))
+}
+
+/// The point of an EC key in the form that [`public_key`] lets through.
+pub(crate) fn ec_point(spki: &[u8]) -> Option<&[u8]> {
+    // The last octet of a prefix is the first of the point.
+    if spki.starts_with(&P256_PREFIX) && spki.len() == P256_PREFIX.len() + 64 {
+        return spki.get(P256_PREFIX.len() - 1..);
+    }
+    if spki.starts_with(&P384_PREFIX) && spki.len() == P384_PREFIX.len() + 96 {
+        return spki.get(P384_PREFIX.len() - 1..);
+    }
+    None
 }
 
 fn rsa_is_allowed(bits: usize) -> bool {

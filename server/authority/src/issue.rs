@@ -205,14 +205,21 @@ impl Signer {
         verify: bool,
     ) -> Result<X509Svid, IssueError> {
         let certificate = x509::assemble(&draft.tbs, issuer.signature, signature);
-        check::leaf(&certificate, &draft.tbs, &draft.plan, issuer, &draft.serial)?;
-        let count = self.issued.fetch_add(1, Ordering::Relaxed);
-        if verify || count.is_multiple_of(SAMPLE) {
+        let is_sample = self
+            .issued
+            .fetch_add(1, Ordering::Relaxed)
+            .is_multiple_of(SAMPLE);
+        if is_sample || verify {
             check::signature(&certificate, issuer.public_key.spki())?;
         }
-        let mut chain = vec![certificate];
+        let mut chain = Vec::with_capacity(1 + issuer.intermediates.len());
+        chain.push(certificate.clone());
         chain.extend(issuer.intermediates.iter().cloned());
-        Ok(X509Svid::parse(chain)?)
+        X509Svid::parse_with(chain, |parsed| {
+            let Draft { plan, serial, tbs } = draft;
+            check::parsed_leaf(parsed, &certificate, tbs, plan, issuer, serial)?;
+            Ok(())
+        })
     }
 }
 

@@ -19,6 +19,7 @@ use vane_identity::x509_svid::{Certificate, serial_decimal};
 use x509_parser::prelude::FromDer;
 use x509_parser::x509::{SubjectPublicKeyInfo, X509Name};
 
+use crate::csr::ec_point;
 use crate::profile::Plan;
 use crate::subject::{Attribute, Subject};
 pub use write::{assemble, ca_tbs, leaf_tbs};
@@ -214,6 +215,9 @@ pub fn authority_id(key_id: &[u8; 20]) -> String {
 /// The RFC 5280 method-1 identifier of a key; of its whole encoding should that not be a
 /// SubjectPublicKeyInfo, which the self-check would find.
 fn key_id(public_key: &PublicKey) -> [u8; 20] {
+    if let Some(point) = ec_point(public_key.spki()) {
+        return key_identifier(point);
+    }
     match SubjectPublicKeyInfo::from_der(public_key.spki()) {
         Ok((_, spki)) => key_identifier(&spki.subject_public_key.data),
         Err(_) => key_identifier(public_key.spki()),

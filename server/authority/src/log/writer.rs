@@ -74,8 +74,13 @@ impl Writer {
     pub(super) fn run(mut self, mut appends: mpsc::Receiver<Append>) {
         while let Some(first) = appends.blocking_recv() {
             let group = gather(first, &mut appends);
-            let bytes: Vec<u8> = group.iter().flat_map(|one| &one.lines).copied().collect();
-            let result = self.write(&bytes);
+            let result = match group.as_slice() {
+                [one] => self.write(&one.lines),
+                all => {
+                    let lines: Vec<&[u8]> = all.iter().map(|one| one.lines.as_slice()).collect();
+                    self.write(&lines.concat())
+                }
+            };
             if let Err(error) = &result {
                 self.failures.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(%error, leaves = group.len(), "log was not written");

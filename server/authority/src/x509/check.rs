@@ -56,7 +56,24 @@ pub fn leaf(
     issuer: &Issuer,
     serial: &Serial,
 ) -> Result<(), CheckError> {
+    let parsed = parse(certificate)?;
+    parsed_leaf(&parsed, certificate, tbs, plan, issuer, serial)
+}
+
+/// As [`leaf`], of a `certificate` that was `parsed`.
+///
+/// # Errors
+/// [`CheckError::Differs`].
+pub fn parsed_leaf(
+    parsed: &X509Certificate<'_>,
+    certificate: &Certificate,
+    tbs: &[u8],
+    plan: &Plan,
+    issuer: &Issuer,
+    serial: &Serial,
+) -> Result<(), CheckError> {
     compare(
+        parsed,
         certificate,
         &Expected {
             tbs,
@@ -87,6 +104,7 @@ pub fn ca(
 ) -> Result<(), CheckError> {
     let subject = plan.subject.to_der();
     compare(
+        &parse(certificate)?,
         certificate,
         &Expected {
             tbs,
@@ -133,8 +151,11 @@ fn same(what: &'static str, same: bool) -> Result<(), CheckError> {
     }
 }
 
-fn compare(certificate: &Certificate, expected: &Expected<'_>) -> Result<(), CheckError> {
-    let parsed = parse(certificate)?;
+fn compare(
+    parsed: &X509Certificate<'_>,
+    certificate: &Certificate,
+    expected: &Expected<'_>,
+) -> Result<(), CheckError> {
     let tbs = &parsed.tbs_certificate;
     let oid = expected.signature.oid();
     same("version", tbs.version == X509Version::V3)?;
@@ -162,7 +183,7 @@ fn compare(certificate: &Certificate, expected: &Expected<'_>) -> Result<(), Che
         not_after.timestamp() == to_unix(expected.validity.not_after),
     )?;
     same("public key", tbs.subject_pki.raw == expected.spki)?;
-    extensions(&parsed, expected)?;
+    extensions(parsed, expected)?;
     same("the bytes that were logged", tbs.as_ref() == expected.tbs)?;
     // A parser may be lenient about what surrounds them.
     let again = assemble(
