@@ -38,13 +38,16 @@ pub struct Bounds {
 
 impl Bounds {
     /// The defaults where so many descriptors may be open: connections may use 80 % of them.
+    /// Where that is little, one process may have half of it and one group three quarters, so
+    /// that nobody can keep all others out.
     #[must_use]
     pub fn for_descriptors(descriptors: u64) -> Self {
         let total = (descriptors / 5).saturating_mul(4) / DESCRIPTORS;
+        let total = usize::try_from(total).unwrap_or(usize::MAX).max(1);
         Self {
-            per_process: PER_PROCESS,
-            per_group: PER_GROUP,
-            total: usize::try_from(total).unwrap_or(usize::MAX).max(1),
+            per_process: PER_PROCESS.min((total / 2).max(1)),
+            per_group: PER_GROUP.min((total - total / 4).max(1)),
+            total,
             streams: PER_CONNECTION_STREAMS,
         }
     }
@@ -290,6 +293,17 @@ mod tests {
         assert_eq!(Bounds::for_descriptors(1_024).total, 272);
         assert_eq!(Bounds::for_descriptors(u64::MAX).per_process, PER_PROCESS);
         assert_eq!(Bounds::for_descriptors(0).total, 1);
+    }
+
+    #[test]
+    fn few_descriptors_are_not_all_for_one_process_or_group() {
+        let bounds = |descriptors| {
+            let it = Bounds::for_descriptors(descriptors);
+            (it.per_process, it.per_group, it.total)
+        };
+        assert_eq!(bounds(1_024), (136, 204, 272));
+        assert_eq!(bounds(20_000), (1_000, 4_000, 5_333));
+        assert_eq!(bounds(0), (1, 1, 1));
     }
 
     #[test]
