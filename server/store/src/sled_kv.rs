@@ -10,6 +10,7 @@ mod blobs;
 mod failure;
 mod faults;
 mod layout;
+mod stand_by;
 
 mod disk;
 
@@ -31,6 +32,7 @@ use self::disk::Disk;
 pub use self::disk::SledConfig;
 use self::faults::Faults;
 use self::plan::Job;
+use self::stand_by::StandBy;
 use self::view::{Failure, STRIDE, View};
 use self::writer::{Message, Shared, Writer};
 use crate::kv::{
@@ -70,7 +72,7 @@ impl SledKv {
         faults: Faults,
         ring: RingLimits,
     ) -> Result<Self, KvError> {
-        let disk = Disk::open(&config, &faults)?;
+        let disk = open_disk(&config, &faults)?;
         let shared = Arc::new(Shared {
             epoch: disk.epoch(),
             feed: Feed::new(disk.revision(), ring),
@@ -179,6 +181,19 @@ impl Kv for SledKv {
     fn revision(&self) -> Revision {
         self.shared.feed.revision()
     }
+}
+
+/// Opens the files; damaged ones are left as they were found.
+fn open_disk(config: &SledConfig, faults: &Faults) -> Result<Disk, KvError> {
+    let stand_by = StandBy::make(&config.dir);
+    let opened = Disk::open(config, faults);
+    if let Some(stand_by) = stand_by {
+        match &opened {
+            Err(KvError::Corrupt { .. }) => stand_by.put_back(),
+            _ => stand_by.discard(),
+        }
+    }
+    opened
 }
 
 fn closed() -> KvError {

@@ -21,14 +21,26 @@ async fn original() -> Original {
     }
     let items = all(&kv).await.unwrap();
     drop(kv);
+    let files = files_in(dir.path());
+    Original { files, items }
+}
+
+/// The files of a store; beside them is an empty folder of sled's at most.
+fn files_in(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut files = BTreeMap::new();
-    for entry in fs::read_dir(dir.path()).unwrap() {
+    for entry in fs::read_dir(dir).unwrap() {
         let entry = entry.unwrap();
+        let name = PathBuf::from(entry.file_name());
         if entry.file_type().unwrap().is_file() {
-            files.insert(entry.file_name().into(), fs::read(entry.path()).unwrap());
+            files.insert(name, fs::read(entry.path()).unwrap());
+        } else {
+            assert_eq!(
+                (name.as_path(), fs::read_dir(entry.path()).unwrap().count()),
+                (Path::new("blobs"), 0)
+            );
         }
     }
-    Original { files, items }
+    files
 }
 
 async fn all(kv: &SledKv) -> Result<Vec<Item>, KvError> {
@@ -46,7 +58,14 @@ impl Original {
         }
         let kv = match SledKv::open(SledConfig::new(dir.path())) {
             Ok(kv) => kv,
-            Err(error) => return Outcome::Refused(error),
+            Err(error) => {
+                assert_eq!(
+                    files_in(dir.path()),
+                    files,
+                    "{error}: the files were changed"
+                );
+                return Outcome::Refused(error);
+            }
         };
         match all(&kv).await {
             Ok(items) if items == self.items => Outcome::Whole,
