@@ -14,14 +14,22 @@ use vane_tests::workload::{SvidStream, ids};
 use vane_tests::world::{World, own_selector, spiffe_id};
 
 use crate::floor::Floor;
+use crate::machine;
 use crate::options::Scale;
 use crate::report::{Bar, Report};
 use crate::stats::Latencies;
 
 /// Entries that stand when changes begin: a deletion takes the oldest.
 const STANDING: usize = 8;
-/// So much of a way may be other than the floor: measured 1.6 to 2.2 (release).
-const MOST_OVER_FLOOR: f64 = 4.0;
+/// So much of a way may be other than the floor: measured 1.6 to 2.2 in a release build, 3.1 to
+/// 4.1 in a debug one, whose own code is slow beside the floor's assembly and disk. A stall of
+/// 50 ms comes to 19 there.
+fn most_over_floor() -> f64 {
+    match machine::profile() {
+        "debug" => 8.0,
+        _ => 4.0,
+    }
+}
 
 /// A change that was sent and is not seen yet.
 struct Sent {
@@ -88,7 +96,7 @@ pub(crate) async fn run(scale: &Scale) -> Report {
         "creation p50 / floor (4 calls, 2 writes, 1 leaf)",
         run.creations.ms(0.5) / floor.creation(),
         "",
-        Bar::AtMost(MOST_OVER_FLOOR),
+        Bar::AtMost(most_over_floor()),
     );
     report
 }
