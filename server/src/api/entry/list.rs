@@ -19,7 +19,7 @@ const CHUNK: usize = 500;
 /// A page ends before this size whatever page_size says.
 const PAGE_BYTES: usize = MAX_MESSAGE / 4 * 3;
 /// Tag and length of an entry in the list.
-const ITEM_OVERHEAD: usize = 6;
+pub(super) const ITEM_OVERHEAD: usize = 6;
 /// Room for the rest of the message.
 const REST: usize = 1024;
 

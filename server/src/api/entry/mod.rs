@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, FuturesOrdered};
+use prost::Message;
 use tonic::{Code, Request, Response, Status};
 use vane_identity::entry::EntryId;
 use vane_wire::convert;
@@ -29,9 +30,9 @@ use vane_wire::spire::api::server::entry::v1::{
 use vane_wire::spire::api::types;
 use vane_wire::status::{self, Refusal};
 
-use super::Parts;
 use super::parts::{caller, count_to_wire};
 use super::unserved::unserved;
+use super::{MAX_MESSAGE, Parts};
 
 /// The most items of one batch; what SPIRE's tools send is far below.
 pub(super) const MAX_BATCH: usize = 10_000;
@@ -100,6 +101,7 @@ impl Entry for EntryService {
                 }
             }));
         }
+        fit(&mut results, |result| &mut result.entry);
         Ok(Response::new(BatchCreateEntryResponse { results }))
     }
 
@@ -131,7 +133,8 @@ impl Entry for EntryService {
                 }
             }
         });
-        let results = results.await;
+        let mut results = results.await;
+        fit(&mut results, |result| &mut result.entry);
         Ok(Response::new(BatchUpdateEntryResponse { results }))
     }
 
@@ -201,6 +204,21 @@ impl EntryService {
             results.push(result);
         }
         results
+    }
+}
+
+/// An answer that does not fit into one message shows only the IDs of its entries: what was
+/// done is done, and an error in its place would deny it.
+fn fit<R: Message>(results: &mut [R], entry: impl Fn(&mut R) -> &mut Option<types::Entry>) {
+    let size = |result: &R| result.encoded_len() + list::ITEM_OVERHEAD;
+    if results.iter().map(size).sum::<usize>() <= MAX_MESSAGE {
+        return;
+    }
+    let id_only = types::EntryMask::default();
+    for result in results {
+        let shown = entry(result);
+        let bare = |whole| convert::entry::apply_mask(whole, Some(&id_only));
+        *shown = shown.take().map(bare);
     }
 }
 

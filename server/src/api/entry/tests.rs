@@ -424,6 +424,26 @@ async fn all_entries_in_one_message_are_refused_with_their_count_when_they_do_no
 }
 
 #[tokio::test]
+async fn an_answer_that_does_not_fit_tells_what_was_done_by_ids() {
+    let mut world = World::new().await;
+    let mut client = client(&mut world).await;
+    let fat = |uid| types::Entry {
+        hint: "h".repeat(1_024),
+        ..entry("/a", PARENT, uid)
+    };
+    let results = create(&mut client, (0..3_700).map(fat).collect()).await;
+    assert!(results.iter().all(|one| status(&one.status).0 == Code::Ok));
+    let shown = results[3_499].entry.as_ref().unwrap();
+    assert_eq!((shown.id.len(), shown.hint.as_str()), (36, ""));
+    let request = GetEntryRequest {
+        id: shown.id.clone(),
+        output_mask: None,
+    };
+    let whole = client.get_entry(request).await.unwrap().into_inner();
+    assert_eq!(whole.hint.len(), 1_024);
+}
+
+#[tokio::test]
 async fn a_batch_over_the_limit_is_refused_whole() {
     let mut world = World::new().await;
     let mut client = client(&mut world).await;

@@ -20,6 +20,8 @@ use crate::api::parts::{Freshness, Order};
 use crate::api::patience::{self, Patience};
 use crate::caller::AgentIdentity;
 
+/// The most items of a batch, whether or not there is a rate: their SVIDs fit into a message.
+const MAX_ITEMS: usize = 2_000;
 /// CSRs verified between two chances for others: about half a millisecond.
 const CSRS_AT_ONCE: usize = 8;
 
@@ -38,6 +40,11 @@ pub(super) async fn issue(
 ) -> Result<Vec<Outcome>, Refusal> {
     if params.is_empty() {
         let text = "missing parameters";
+        return Err(Refusal::new(Code::InvalidArgument, text));
+    }
+    if params.len() > MAX_ITEMS {
+        let count = params.len();
+        let text = format!("too many items in one batch: {count}, {MAX_ITEMS} are allowed");
         return Err(Refusal::new(Code::InvalidArgument, text));
     }
     let now = parts.clock.monotonic();
