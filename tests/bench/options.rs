@@ -79,6 +79,12 @@ pub(crate) struct Scale {
     /// Seconds of each phase of `issuance`.
     #[arg(long, global = true, default_value_t = 4)]
     pub(crate) seconds: u64,
+    /// Only batches of this size in `issuance`.
+    #[arg(long, global = true)]
+    pub(crate) batch: Option<usize>,
+    /// Calls under way at once in `issuance`.
+    #[arg(long, global = true, default_value_t = 4)]
+    pub(crate) at_once: usize,
     /// Fresh connections of `workload_api`.
     #[arg(long, global = true, default_value_t = 2_000)]
     pub(crate) fetches: usize,
