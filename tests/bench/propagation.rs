@@ -21,12 +21,12 @@ use crate::stats::Latencies;
 
 /// Entries that stand when changes begin: a deletion takes the oldest.
 const STANDING: usize = 8;
-/// So much of a way may be other than the floor: measured 1.6 to 2.2 in a release build, 3.1 to
-/// 4.1 in a debug one, whose own code is slow beside the floor's assembly and disk. A stall of
-/// 50 ms comes to 19 there.
+/// So much of a way may be other than the floor: measured 1.6 to 2.2 in a release build, where a
+/// stall of 50 ms is far above the bar. A debug build runs in `cargo test`, beside whatever else
+/// the machine does: there the bar only tells a stall of tenths of a second from none.
 fn most_over_floor() -> f64 {
     if machine::profile() == "debug" {
-        return 8.0;
+        return 60.0;
     }
     4.0
 }
