@@ -74,20 +74,17 @@ impl Process {
             .unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
-        let what = format!("{name} is ready, see {}", log.display());
-        within(&what, stdout.read_line(&mut line)).await.unwrap();
+        let ready = tokio::time::timeout(DEADLINE, stdout.read_line(&mut line)).await;
+        let Ok(ready) = ready else {
+            return Err(format!(
+                "{name} is not ready after {DEADLINE:?}\n{}",
+                tail(log)
+            ));
+        };
+        ready.unwrap();
         let Some(words) = line.strip_prefix("ready ") else {
             let status = within("its end", child.wait()).await.unwrap();
-            let text = std::fs::read_to_string(log).unwrap_or_default();
-            let tail: String = text
-                .lines()
-                .rev()
-                .take(20)
-                .collect::<Vec<_>>()
-                .into_iter()
-                .rev()
-                .fold(String::new(), |all, one| all + one + "\n");
-            return Err(format!("{name} ended with {status}: {line}{tail}"));
+            return Err(format!("{name} ended with {status}: {line}{}", tail(log)));
         };
         let ready = words
             .split_whitespace()
@@ -167,6 +164,13 @@ impl Process {
             .unwrap()
             .count()
     }
+}
+
+/// The last lines of a log.
+fn tail(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(20)..].join("\n")
 }
 
 /// The program, through a shell that lowers its limit of descriptors.
