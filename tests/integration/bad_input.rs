@@ -718,10 +718,31 @@ impl Tally {
     }
 }
 
+/// A token that was refused was not made either: it can be made now.
+async fn token_is_free(stage: &Stage, refused: &Bytes) {
+    let Ok(request) = agent::CreateJoinTokenRequest::decode(refused.clone()) else {
+        return;
+    };
+    if !request.token.starts_with("token-") {
+        return;
+    }
+    let request = agent::CreateJoinTokenRequest {
+        ttl: 1,
+        token: request.token,
+        agent_id: None,
+    };
+    let made = stage
+        .admin
+        .agents()
+        .create_join_token(request.clone())
+        .await;
+    made.unwrap_or_else(|status| panic!("{request:?}: {status}"));
+}
+
 /// One request: made, judged, and its traces removed.
 async fn case(stage: &Stage, call: &Call, label: &str, must: bool, message: Bytes) -> bool {
     let before = stage.registry().await;
-    let answer = stage.make(call, message).await;
+    let answer = stage.make(call, message.clone()).await;
     let after = stage.registry().await;
     let outcome = Outcome::of(&answer, &call.method().output());
     let what = format!("{} {label}: {}", call.name(), outcome.shown());
@@ -737,6 +758,9 @@ async fn case(stage: &Stage, call: &Call, label: &str, must: bool, message: Byte
     }
     if outcome.passed == 0 {
         assert_eq!(before, after, "changed something: {what}");
+        if call.name() == "CreateJoinToken" {
+            token_is_free(stage, &message).await;
+        }
     }
     let changed = after.entries.len().abs_diff(before.entries.len());
     match call.name().as_str() {
