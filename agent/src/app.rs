@@ -7,32 +7,28 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use vane_attest::{PROVERS, Prover, join_token};
-use vane_chassis::backoff::{Backoff, Policy};
+use vane_chassis::backoff::Policy;
 use vane_chassis::builtin::open_section;
 use vane_chassis::clock::{Clock, System};
 use vane_chassis::files::{compat_dir, private_dir, raise_nofile, socket_dir};
 use vane_chassis::metrics::Metrics;
-use vane_chassis::mtls::{
-    Bootstrap, Identity, Party, Roots, bootstrap_config, client_config, only,
-};
+use vane_chassis::mtls::{Identity, Party, Roots, client_config, only};
 use vane_chassis::ops::Ops;
 use vane_chassis::tasks::{BoxError, TaskError, Tasks};
 use vane_chassis::unix_listener::{Socket, UnixListener};
 use vane_client::channel::{self, Channel};
 use vane_identity::bundle::Bundle;
 use vane_identity::id::SpiffeId;
-use vane_identity::key::{KeyType, PrivateKey};
 use vane_wire::status::Reason;
 
 use crate::api::{self, Connector, Source};
-use crate::bootstrap::{self, Trust};
 use crate::cache::{self, Cache, CacheError, Reader};
 use crate::config::{COMPAT_SOCKET, Config};
 use crate::counters::{Counters, PREFIX};
 use crate::limits::{Bounds, Limits};
 use crate::node;
-use crate::own_svid::{Disk, Kept, OwnSvid};
+use crate::obtain::{Obtain, Persistence};
+use crate::own_svid::Disk;
 use crate::renewal::{Renewal, RenewalError};
 use crate::workload::{Attestors, BUILTINS, Deps};
 
@@ -55,7 +51,7 @@ pub struct Ready {
 
 /// What every part uses.
 struct Parts {
-    config: Config,
+    config: Arc<Config>,
     clock: Arc<dyn Clock>,
     backoff: Policy,
     identity: Arc<Identity>,
@@ -86,7 +82,7 @@ pub async fn run(
         identity: Identity::empty(),
         roots: Roots::new([]),
         disk: Arc::clone(&disk),
-        config,
+        config: Arc::new(config),
     };
     let ended = parts.run(descriptors, stop, on_ready).await;
     if ended.as_ref().err().is_some_and(is_final) {
@@ -120,11 +116,11 @@ impl Parts {
         stop: CancellationToken,
         on_ready: impl FnOnce(Ready),
     ) -> anyhow::Result<()> {
+        let obtain = self.obtain();
         let own = tokio::select! {
-            own = self.own_svid() => own?,
+            own = obtain.own_svid(Persistence::Starting) => own?,
             () = stop.cancelled() => return Ok(()),
         };
-        self.identity.swap(&own.chain, &own.key)?;
         let agent_id = own.id.clone();
 
         let metrics = Metrics::new(PREFIX, env!("CARGO_PKG_VERSION"));
@@ -140,7 +136,7 @@ impl Parts {
             None => None,
         };
 
-        let (generation, own_svid) = watch::channel(0);
+        let (has_svid, own_svid) = watch::channel(false);
         let (bundle_sender, bundle) = watch::channel(None);
         let deps = cache::Deps {
             clock: Arc::clone(&self.clock),
@@ -153,12 +149,13 @@ impl Parts {
         };
         let (cache, reader, mut synced) = Cache::new(deps, self.config.agent.trust_domain.clone());
         let renewal = Renewal {
+            obtain,
             clock: Arc::clone(&self.clock),
             identity: Arc::clone(&self.identity),
             disk: Arc::clone(&self.disk),
             connect: self.connect()?,
             backoff: self.backoff,
-            generation,
+            has_svid,
             bundle,
             expiry: counters.own_expiry.clone(),
         };
@@ -168,7 +165,7 @@ impl Parts {
             tasks.spawn("ops", ops.run(stop.clone()));
         }
         tasks.spawn("cache", cache.run(stop.clone()));
-        tasks.spawn("own SVID", renewal.run(own, stop.clone()));
+        tasks.spawn("own SVID", renewal.run(Some(own), stop.clone()));
         tasks.spawn(
             "bundle",
             follow_bundle(
@@ -211,95 +208,14 @@ impl Parts {
         finish(tasks).await
     }
 
-    /// The kept SVID while it is valid, else a new one by attestation.
-    async fn own_svid(&self) -> anyhow::Result<OwnSvid> {
-        let Kept { svid, key, bundle } = self.disk.load()?;
-        let trust = bootstrap::trust(&self.config.agent, bundle);
-        let valid = svid.filter(|svid| self.clock.now() < svid.not_after);
-        if let (Some(svid), Ok(Trust::Bundle(bundle))) = (valid, &trust) {
-            self.roots.set(&bundle.anchors());
-            tracing::info!(agent_id = %svid.id, "continuing with the SVID that was kept");
-            return Ok(svid);
+    fn obtain(&self) -> Obtain {
+        Obtain {
+            config: Arc::clone(&self.config),
+            clock: Arc::clone(&self.clock),
+            backoff: self.backoff,
+            roots: Arc::clone(&self.roots),
+            disk: Arc::clone(&self.disk),
         }
-        let key = match key {
-            Some(key) => key,
-            None => PrivateKey::generate(KeyType::EcP256)?.0,
-        };
-        self.disk.keep_key(&key, None)?;
-        let (own, bundle) = self.attest(trust?, &key).await?;
-        self.disk.keep(Some(&own), Some(&bundle))?;
-        tracing::info!(agent_id = %own.id, "attested");
-        Ok(own)
-    }
-
-    async fn attest(&self, trust: Trust, key: &PrivateKey) -> anyhow::Result<(OwnSvid, Bundle)> {
-        let prover = self.prover().await?;
-        let mut backoff = Backoff::new(self.backoff, fastrand::Rng::new());
-        loop {
-            match self.attest_once(&trust, &*prover, key).await {
-                Ok(done) => return Ok(done),
-                Err(error) => match error.downcast_ref::<node::NodeError>() {
-                    Some(passing) if passing.is_passing() => {
-                        let delay = backoff.next_delay();
-                        tracing::warn!(
-                            error = format!("{error:#}"),
-                            delay_ms = delay.as_millis(),
-                            "cannot attest yet"
-                        );
-                        tokio::time::sleep(delay).await;
-                    }
-                    _ => return Err(error.context("cannot attest")),
-                },
-            }
-        }
-    }
-
-    async fn attest_once(
-        &self,
-        trust: &Trust,
-        prover: &dyn Prover,
-        key: &PrivateKey,
-    ) -> anyhow::Result<(OwnSvid, Bundle)> {
-        let agent = &self.config.agent;
-        let clock = Arc::clone(&self.clock);
-        let now = move || clock.now();
-        match trust {
-            Trust::Bundle(bundle) => {
-                self.roots.set(&bundle.anchors());
-                let tls = client_config(&self.party(Identity::empty())?)?;
-                let channel = channel::server(&agent.server_address, agent.server_port, tls);
-                let own = node::attest(channel, prover, &agent.trust_domain, key, now).await?;
-                Ok((own, bundle.clone()))
-            }
-            Trust::FirstUse => {
-                let first = Bootstrap::new(agent.trust_domain.server_id()?);
-                let tls = bootstrap_config(&first, &self.clock)?;
-                let channel = channel::server(&agent.server_address, agent.server_port, tls);
-                let bundle = node::first_bundle(channel.clone(), &agent.trust_domain).await?;
-                if let Some(seen) = first.seen() {
-                    tracing::warn!(
-                        fingerprint = seen.top_fingerprint(),
-                        leaf = seen.leaf_fingerprint(),
-                        "insecure_bootstrap: trusting the server that answered"
-                    );
-                }
-                self.roots.set(&bundle.anchors());
-                let own = node::attest(channel, prover, &agent.trust_domain, key, now).await?;
-                Ok((own, bundle))
-            }
-        }
-    }
-
-    async fn prover(&self) -> anyhow::Result<Arc<dyn Prover>> {
-        let agent = &self.config.agent;
-        if agent.join_token.is_some() || agent.join_token_file.is_some() {
-            let token = join_token::Config {
-                token: agent.join_token.clone(),
-                token_file: agent.join_token_file.clone(),
-            };
-            return Ok(Arc::new(join_token::JoinToken::new(token)));
-        }
-        Ok(open_section(PROVERS, &self.config.node_attestor, &()).await?)
     }
 
     fn party(&self, identity: Arc<Identity>) -> anyhow::Result<Party> {
@@ -418,6 +334,7 @@ async fn follow_bundle(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::obtain::ObtainError;
 
     fn ended(error: impl std::error::Error + Send + Sync + 'static) -> bool {
         is_final(&unboxed(Box::new(error)))
@@ -439,8 +356,8 @@ mod tests {
             })
         };
         assert!(ended(renewal(Reason::AgentBanned)));
-        let expired = node::NodeError::Unavailable(String::new());
-        assert!(!ended(RenewalError::Expired(expired)));
+        let passing = ObtainError::Node(node::NodeError::Unavailable(String::new()));
+        assert!(!ended(RenewalError::Obtain(passing)));
         assert!(!ended(std::io::Error::other("x")));
     }
 }

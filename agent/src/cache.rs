@@ -49,8 +49,9 @@ pub struct Deps {
     pub clock: Arc<dyn Clock>,
     /// Makes a channel with the agent's current identity.
     pub connect: Box<dyn Fn() -> Channel + Send + Sync>,
-    /// Changes when the agent has a new SVID of its own: the stream is opened again with it.
-    pub own_svid: watch::Receiver<u64>,
+    /// Whether the agent has a valid SVID of its own; told anew with each new one: the stream is
+    /// opened again with it.
+    pub own_svid: watch::Receiver<bool>,
     /// The waits between two tries to reach the server.
     pub backoff: Policy,
     /// The kind of workload keys.
@@ -165,11 +166,16 @@ impl Cache {
             snapshots: receiver,
             wanted: Arc::clone(&wanted),
         };
+        let has_own = *deps.own_svid.borrow();
+        let link = match has_own {
+            true => Link::wait(Duration::ZERO),
+            false => Link::Idle,
+        };
         let cache = Self {
             backoff: Backoff::new(deps.backoff, fastrand::Rng::new()),
             registry: Registry::new(trust_domain.clone()),
             slots: BTreeMap::new(),
-            link: Link::wait(Duration::ZERO),
+            link,
             snapshots,
             synced,
             wanted,
@@ -224,8 +230,11 @@ impl Cache {
     }
 
     fn reopen(&mut self) {
-        self.deps.own_svid.mark_unchanged();
         self.was_in_sync = false;
+        if !*self.deps.own_svid.borrow_and_update() {
+            self.link = Link::Idle;
+            return;
+        }
         let hello = self.registry.hello(env!("CARGO_PKG_VERSION"));
         self.link = Link::open((self.deps.connect)(), hello);
     }

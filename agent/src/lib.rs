@@ -21,6 +21,8 @@ pub mod snapshot;
 pub mod link;
 pub mod node;
 
+pub mod obtain;
+
 pub mod cache;
 pub mod renewal;
 

@@ -1,4 +1,4 @@
-//! The Watch stream to the server: waiting, connecting, open.
+//! The Watch stream to the server: idle, waiting, connecting, open.
 //!
 //! A state machine that the owner of the cache polls; every step may be dropped between two
 //! polls without loss. A stream that is silent for [`SILENCE`] is given up (the server sends a
@@ -28,6 +28,8 @@ type Opening = Pin<Box<dyn Future<Output = Result<Session, Status>> + Send>>;
 
 /// The stream.
 pub enum Link {
+    /// The agent has no SVID of its own to open it with.
+    Idle,
     /// Until it is time to try again.
     Waiting(Instant),
     /// Being opened.
@@ -111,6 +113,7 @@ impl Link {
     /// The next event. Cancel safe.
     pub async fn next(&mut self) -> Event {
         match self {
+            Self::Idle => std::future::pending().await,
             Self::Waiting(until) => {
                 tokio::time::sleep_until(*until).await;
                 Event::Time

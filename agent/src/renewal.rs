@@ -1,28 +1,32 @@
-//! The task that keeps the agent's own SVID fresh.
+//! The task that gets the agent's own SVID and keeps it fresh.
 //!
 //! It renews at half the lifetime, counted from reception; the new key is on disk before it
-//! is asked for, the new SVID before it is used. Who authenticates with it is told.
+//! is asked for, the new SVID before it is used. Who authenticates with it is told. One that
+//! expired, since the server was away for too long, is replaced by a new attestation: what the
+//! workloads have is served meanwhile.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use vane_chassis::backoff::{Backoff, Policy};
 use vane_chassis::clock::{Clock, sleep_until};
-use vane_chassis::mtls::Identity;
+use vane_chassis::mtls::{Identity, IdentityError};
 use vane_client::channel::Channel;
 use vane_identity::bundle::Bundle;
 use vane_identity::key::{KeyType, PrivateKey};
 use vane_identity::lifetime::{Jitter, renew_at, to_unix};
 
 use crate::node::{self, NodeError};
+use crate::obtain::{Obtain, ObtainError, Persistence};
 use crate::own_svid::{Disk, DiskError, OwnSvid};
 use crate::svid::hex;
 
 /// What the task works with.
 pub struct Renewal {
+    /// How to come to one when there is none.
+    pub obtain: Obtain,
     /// When now is.
     pub clock: Arc<dyn Clock>,
     /// What TLS presents.
@@ -33,8 +37,9 @@ pub struct Renewal {
     pub connect: Box<dyn Fn() -> Channel + Send + Sync>,
     /// The waits between two tries.
     pub backoff: Policy,
-    /// Counts the SVIDs; who uses the identity reconnects at a change.
-    pub generation: watch::Sender<u64>,
+    /// Whether there is a valid SVID; told anew with each new one, so that who uses the identity
+    /// reconnects.
+    pub has_svid: watch::Sender<bool>,
     /// The own bundle as it changes: an SVID of a tainted authority is renewed at once, and
     /// the newest bundle is kept beside it.
     pub bundle: watch::Receiver<Option<Arc<Bundle>>>,
@@ -45,33 +50,62 @@ pub struct Renewal {
 /// Why the agent cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum RenewalError {
-    /// The SVID expired before it could be renewed.
-    #[error(
-        "the agent's own SVID expired and could not be renewed in time: {0}; attest anew with a fresh join token"
-    )]
-    Expired(NodeError),
     /// The server denies this agent.
     #[error(transparent)]
     Denied(NodeError),
+    /// A new one cannot be had.
+    #[error("the agent has no SVID of its own: {0}")]
+    Obtain(ObtainError),
+    /// TLS cannot present it.
+    #[error(transparent)]
+    Unusable(#[from] IdentityError),
+}
+
+/// How the care for an SVID ends.
+enum End {
+    Stopped,
+    Expired,
 }
 
 impl Renewal {
-    /// Runs until `stop`, starting from `held`.
+    /// Runs until `stop`, starting from `held`, or with an attestation.
     ///
     /// # Errors
     /// [`RenewalError`].
     pub async fn run(
         mut self,
-        mut held: OwnSvid,
+        mut held: Option<OwnSvid>,
         stop: CancellationToken,
     ) -> Result<(), RenewalError> {
+        loop {
+            let own = match held.take() {
+                Some(own) => own,
+                None => tokio::select! {
+                    own = self.obtain.own_svid(Persistence::Serving) => own.map_err(unobtained)?,
+                    () = stop.cancelled() => return Ok(()),
+                },
+            };
+            self.identity.swap(&own.chain, &own.key)?;
+            self.has_svid.send_replace(true);
+            match self.keep_fresh(own, &stop).await? {
+                End::Stopped => return Ok(()),
+                End::Expired => self.has_svid.send_replace(false),
+            };
+        }
+    }
+
+    async fn keep_fresh(
+        &mut self,
+        mut held: OwnSvid,
+        stop: &CancellationToken,
+    ) -> Result<End, RenewalError> {
         let mut backoff = Backoff::new(self.backoff, fastrand::Rng::new());
         let jitter = || Jitter::new(fastrand::f64() * 2.0 - 1.0);
         let mut due = renew_at(held.received_at, held.not_after, jitter());
         self.expiry.set(to_unix(held.not_after));
         loop {
             tokio::select! {
-                () = stop.cancelled() => return Ok(()),
+                () = stop.cancelled() => return Ok(End::Stopped),
                 () = sleep_until(&*self.clock, due) => {}
                 Ok(()) = self.bundle.changed() => {
                     if self.take_bundle(&held) {
@@ -87,7 +121,21 @@ impl Renewal {
                     self.expiry.set(to_unix(held.not_after));
                     due = renew_at(held.received_at, held.not_after, jitter());
                 }
-                Err(error) => due = self.after(error, &held, &mut backoff)?,
+                Err(error) if matches!(error, NodeError::Denied { .. }) => {
+                    return Err(RenewalError::Denied(error));
+                }
+                Err(error) if self.clock.now() > held.not_after => {
+                    tracing::error!(
+                        %error,
+                        "the agent's own SVID expired and could not be renewed in time: attesting anew (with a join token: a fresh one is needed)"
+                    );
+                    return Ok(End::Expired);
+                }
+                Err(error) => {
+                    let delay = backoff.next_delay();
+                    tracing::warn!(%error, delay_ms = delay.as_millis(), "the agent's own SVID is not renewed yet");
+                    due = self.clock.now() + delay;
+                }
             }
         }
     }
@@ -122,28 +170,17 @@ impl Renewal {
         self.identity
             .swap(&renewed.chain, &renewed.key)
             .map_err(|error| NodeError::Answer(error.to_string()))?;
-        self.generation.send_modify(|generation| *generation += 1);
+        self.has_svid.send_replace(true);
         tracing::info!(agent_id = %renewed.id, "renewed the agent's own SVID");
         Ok(renewed)
     }
+}
 
-    /// When to try again after `error`.
-    fn after(
-        &self,
-        error: NodeError,
-        held: &OwnSvid,
-        backoff: &mut Backoff,
-    ) -> Result<SystemTime, RenewalError> {
-        let now = self.clock.now();
-        if matches!(error, NodeError::Denied { .. }) {
-            return Err(RenewalError::Denied(error));
-        }
-        if now > held.not_after {
-            return Err(RenewalError::Expired(error));
-        }
-        let delay = backoff.next_delay();
-        tracing::warn!(%error, delay_ms = delay.as_millis(), "the agent's own SVID is not renewed yet");
-        Ok(now + delay)
+/// A denial is told apart by who looks at the error.
+fn unobtained(error: ObtainError) -> RenewalError {
+    match error {
+        ObtainError::Node(denied @ NodeError::Denied { .. }) => RenewalError::Denied(denied),
+        error => RenewalError::Obtain(error),
     }
 }
 

@@ -211,7 +211,7 @@ impl Fake {
     /// A cache that connects here, running.
     pub(crate) fn cache(&self) -> Running {
         let socket = self.socket.clone();
-        let (own_svid, generation) = watch::channel(0);
+        let (own_svid, generation) = watch::channel(true);
         let ms = Duration::from_millis;
         let deps = Deps {
             clock: Arc::<Manual>::clone(&self.clock),
@@ -267,7 +267,7 @@ pub(crate) struct Running {
     pub(crate) reader: Reader,
     pub(crate) synced: watch::Receiver<bool>,
     pub(crate) ended: mpsc::Receiver<Result<(), CacheError>>,
-    pub(crate) own_svid: watch::Sender<u64>,
+    pub(crate) own_svid: watch::Sender<bool>,
 }
 
 impl Running {

@@ -136,7 +136,7 @@ async fn a_stream_that_ends_is_resumed_with_what_is_held() {
     assert_eq!(session.hello.epoch.len(), 16);
     assert_eq!(session.hello.set_digest.len(), 16);
     session.in_sync(&entries, &bundle).await;
-    running.own_svid.send_replace(1);
+    running.own_svid.send_replace(true);
     let session = fake.session().await;
     assert_eq!(
         session.hello.epoch.len(),

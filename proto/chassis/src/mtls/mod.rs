@@ -33,6 +33,7 @@ pub use incoming::{Acceptor, Incoming, Limits, TlsListener, TlsStream};
 pub use peer::{Peer, PeerSvid};
 pub use provider::provider;
 pub use roots::Roots;
+pub use rustls::Error;
 pub use verifier::{Authorizer, Refusal, anyone, only};
 
 #[cfg(test)]

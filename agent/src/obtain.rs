@@ -1,0 +1,201 @@
+//! How the agent comes to an SVID of its own: the one that was kept while it is valid, else a
+//! new one by attestation.
+//!
+//! What may pass is tried again with growing waits. A refusal is not, unless somebody is being
+//! served meanwhile ([`Persistence::Serving`]): then the agent goes on and asks again at the
+//! longest wait, since a new join token may lie in its file by then. A denial is final.
+
+use std::sync::Arc;
+
+use vane_attest::{PROVERS, Prover, join_token};
+use vane_chassis::backoff::{Backoff, Policy};
+use vane_chassis::builtin::{OpenError, open_section};
+use vane_chassis::clock::Clock;
+use vane_chassis::mtls::{
+    self, Bootstrap, Identity, Party, Roots, bootstrap_config, client_config, only,
+};
+use vane_client::channel;
+use vane_identity::bundle::Bundle;
+use vane_identity::id::IdError;
+use vane_identity::key::{KeyError, KeyType, PrivateKey};
+
+use crate::bootstrap::{self, BootstrapError, Trust};
+use crate::config::Config;
+use crate::node::{self, NodeError};
+use crate::own_svid::{Disk, DiskError, Kept, OwnSvid};
+
+/// What is needed to obtain one.
+pub struct Obtain {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// When now is.
+    pub clock: Arc<dyn Clock>,
+    /// The waits between two tries.
+    pub backoff: Policy,
+    /// What the server is trusted by.
+    pub roots: Arc<Roots>,
+    /// Where it is kept.
+    pub disk: Arc<Disk>,
+}
+
+/// Whether a refusal ends the tries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Persistence {
+    /// Nobody is served yet: the operator shall see it.
+    Starting,
+    /// Workloads are served from what is held; they are not to lose it for that.
+    Serving,
+}
+
+/// Why there is no SVID for the agent.
+#[derive(Debug, thiserror::Error)]
+pub enum ObtainError {
+    /// What is on disk cannot be used.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// There is nothing to trust the server by.
+    #[error(transparent)]
+    Trust(#[from] BootstrapError),
+    /// The method of attestation cannot be used.
+    #[error("cannot attest: {0}")]
+    Prover(#[from] OpenError),
+    /// No key can be made.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The server's ID cannot be made.
+    #[error(transparent)]
+    Id(#[from] IdError),
+    /// TLS cannot be set up.
+    #[error(transparent)]
+    Tls(#[from] mtls::Error),
+    /// The server did not give one.
+    #[error("cannot attest: {0}")]
+    Node(#[from] NodeError),
+}
+
+impl Obtain {
+    /// The SVID that was kept, while it is valid.
+    ///
+    /// # Errors
+    /// The files cannot be read.
+    pub fn kept(&self) -> Result<Option<OwnSvid>, ObtainError> {
+        let Kept { svid, bundle, .. } = self.disk.load()?;
+        Ok(self.usable(svid, &bootstrap::trust(&self.config.agent, bundle)))
+    }
+
+    fn usable(
+        &self,
+        svid: Option<OwnSvid>,
+        trust: &Result<Trust, BootstrapError>,
+    ) -> Option<OwnSvid> {
+        let valid = svid.filter(|svid| self.clock.now() < svid.not_after)?;
+        let Ok(Trust::Bundle(bundle)) = trust else {
+            return None;
+        };
+        self.roots.set(&bundle.anchors());
+        tracing::info!(agent_id = %valid.id, "continuing with the SVID that was kept");
+        Some(valid)
+    }
+
+    /// The kept SVID while it is valid, else a new one by attestation.
+    ///
+    /// # Errors
+    /// What is on disk cannot be used, or the server refuses for good.
+    pub async fn own_svid(&self, persistence: Persistence) -> Result<OwnSvid, ObtainError> {
+        let Kept { svid, key, bundle } = self.disk.load()?;
+        let trust = bootstrap::trust(&self.config.agent, bundle);
+        if let Some(own) = self.usable(svid, &trust) {
+            return Ok(own);
+        }
+        let key = match key {
+            Some(key) => key,
+            None => PrivateKey::generate(KeyType::EcP256)?.0,
+        };
+        self.disk.keep_key(&key, None)?;
+        let (own, bundle) = self.attest(trust?, &key, persistence).await?;
+        self.disk.keep(Some(&own), Some(&bundle))?;
+        tracing::info!(agent_id = %own.id, "attested");
+        Ok(own)
+    }
+
+    async fn attest(
+        &self,
+        trust: Trust,
+        key: &PrivateKey,
+        persistence: Persistence,
+    ) -> Result<(OwnSvid, Bundle), ObtainError> {
+        let prover = self.prover().await?;
+        let mut backoff = Backoff::new(self.backoff, fastrand::Rng::new());
+        loop {
+            let error = match self.attest_once(&trust, &*prover, key).await {
+                Ok(done) => return Ok(done),
+                Err(error) => error,
+            };
+            let delay = match &error {
+                ObtainError::Node(passing) if passing.is_passing() => backoff.next_delay(),
+                ObtainError::Node(NodeError::Refused(_) | NodeError::Prove(_))
+                    if persistence == Persistence::Serving =>
+                {
+                    self.config.agent.max_backoff
+                }
+                _ => return Err(error),
+            };
+            tracing::warn!(%error, delay_ms = delay.as_millis(), "not attested yet");
+            tokio::time::sleep(delay).await;
+        }
+    }
+
+    async fn attest_once(
+        &self,
+        trust: &Trust,
+        prover: &dyn Prover,
+        key: &PrivateKey,
+    ) -> Result<(OwnSvid, Bundle), ObtainError> {
+        let agent = &self.config.agent;
+        let clock = Arc::clone(&self.clock);
+        let now = move || clock.now();
+        match trust {
+            Trust::Bundle(bundle) => {
+                self.roots.set(&bundle.anchors());
+                let party = Party {
+                    identity: Identity::empty(),
+                    roots: Arc::clone(&self.roots),
+                    authorizer: only(agent.trust_domain.server_id()?),
+                    clock: Arc::clone(&self.clock),
+                };
+                let tls = client_config(&party)?;
+                let channel = channel::server(&agent.server_address, agent.server_port, tls);
+                let own = node::attest(channel, prover, &agent.trust_domain, key, now).await?;
+                Ok((own, bundle.clone()))
+            }
+            Trust::FirstUse => {
+                let first = Bootstrap::new(agent.trust_domain.server_id()?);
+                let tls = bootstrap_config(&first, &self.clock)?;
+                let channel = channel::server(&agent.server_address, agent.server_port, tls);
+                let bundle = node::first_bundle(channel.clone(), &agent.trust_domain).await?;
+                if let Some(seen) = first.seen() {
+                    tracing::warn!(
+                        fingerprint = seen.top_fingerprint(),
+                        leaf = seen.leaf_fingerprint(),
+                        "insecure_bootstrap: trusting the server that answered"
+                    );
+                }
+                self.roots.set(&bundle.anchors());
+                let own = node::attest(channel, prover, &agent.trust_domain, key, now).await?;
+                Ok((own, bundle))
+            }
+        }
+    }
+
+    async fn prover(&self) -> Result<Arc<dyn Prover>, ObtainError> {
+        let agent = &self.config.agent;
+        if agent.join_token.is_some() || agent.join_token_file.is_some() {
+            let token = join_token::Config {
+                token: agent.join_token.clone(),
+                token_file: agent.join_token_file.clone(),
+            };
+            return Ok(Arc::new(join_token::JoinToken::new(token)));
+        }
+        Ok(open_section(PROVERS, &self.config.node_attestor, &()).await?)
+    }
+}
