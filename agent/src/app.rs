@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use vane_chassis::backoff::Policy;
 use vane_chassis::builtin::open_section;
-use vane_chassis::clock::{Clock, System};
+use vane_chassis::clock::{Clock, System, Watched};
 use vane_chassis::files::{compat_dir, private_dir, raise_nofile, socket_dir};
 use vane_chassis::metrics::Metrics;
 use vane_chassis::mtls::{Identity, Party, Roots, client_config, only};
@@ -52,6 +52,7 @@ pub struct Ready {
 /// What every part uses.
 struct Parts {
     config: Arc<Config>,
+    watched: Arc<Watched>,
     clock: Arc<dyn Clock>,
     backoff: Policy,
     identity: Arc<Identity>,
@@ -72,8 +73,10 @@ pub async fn run(
     let descriptors = raise_nofile().context("cannot raise the limit of open files")?;
     let dir = private_dir(&config.agent.data_dir).context("agent.data_dir")?;
     let disk = Arc::new(Disk::new(dir, config.agent.trust_domain.clone()));
+    let watched = Watched::new(Arc::new(System));
     let parts = Parts {
-        clock: Arc::new(System),
+        clock: Arc::<Watched>::clone(&watched),
+        watched,
         backoff: Policy::new(
             FIRST_WAIT.min(config.agent.max_backoff),
             config.agent.max_backoff,
@@ -164,6 +167,7 @@ impl Parts {
         if let Some(ops) = ops {
             tasks.spawn("ops", ops.run(stop.clone()));
         }
+        tasks.spawn("clock", Arc::clone(&self.watched).run(stop.clone()));
         tasks.spawn("cache", cache.run(stop.clone()));
         tasks.spawn("own SVID", renewal.run(Some(own), stop.clone()));
         tasks.spawn(

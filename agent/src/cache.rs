@@ -196,6 +196,7 @@ impl Cache {
     /// [`CacheError::Denied`].
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), CacheError> {
         let wanted = Arc::clone(&self.wanted);
+        let mut jumps = self.deps.clock.jumps();
         loop {
             let now = self.deps.clock.now();
             self.request_due(now);
@@ -207,8 +208,21 @@ impl Cache {
                 () = wanted.changed.notified() => self.take_wanted(),
                 Ok(()) = self.deps.own_svid.changed() => self.reopen(),
                 () = at(&*self.deps.clock, next) => self.publish(),
+                () = jumps.next() => self.on_jump(),
             }
         }
+    }
+
+    /// The wall clock was set: what waits for an instant of the old one waits no longer, and
+    /// what is over is dropped at once. What is due is judged by each SVID's own times.
+    fn on_jump(&mut self) {
+        for slot in self.slots.values_mut() {
+            slot.retry_at = None;
+        }
+        if matches!(self.background, Background::At(_)) {
+            self.background = Background::Idle;
+        }
+        self.publish();
     }
 
     fn on_link(&mut self, event: Event) -> Result<(), CacheError> {

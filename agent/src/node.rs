@@ -8,6 +8,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use vane_attest::{ProveError, Prover};
+use vane_chassis::mtls::Refusal;
 use vane_identity::bundle::Bundle;
 use vane_identity::id::TrustDomain;
 use vane_identity::key::PrivateKey;
@@ -53,6 +54,11 @@ pub enum NodeError {
     /// The server cannot be asked now.
     #[error("the server cannot be asked: {0}")]
     Unavailable(String),
+    /// The server's certificate is of another time than this node's clock shows.
+    #[error(
+        "the server's certificate is not valid by this node's clock, so one of the two clocks is wrong: correct it ({0})"
+    )]
+    Clock(String),
     /// The request cannot be made.
     #[error(transparent)]
     Request(#[from] IssueError),
@@ -87,7 +93,7 @@ impl NodeError {
     /// Whether the same may succeed later.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Unavailable(_))
+        matches!(self, Self::Unavailable(_) | Self::Clock(_))
     }
 
     fn of(status: &Status) -> Self {
@@ -104,9 +110,18 @@ impl NodeError {
             | Code::FailedPrecondition
             | Code::Unimplemented
             | Code::NotFound => Self::Refused(status.message().to_owned()),
+            _ if is_of_another_time(status) => Self::Clock(describe(status)),
             _ => Self::Unavailable(describe(status)),
         }
     }
+}
+
+/// Whether this node refused the server's certificate because of its validity.
+fn is_of_another_time(status: &Status) -> bool {
+    matches!(
+        Refusal::find(status),
+        Some(Refusal::Svid(error)) if error.is_of_another_time()
+    )
 }
 
 /// A status with the cause below it, which says more when no answer came.

@@ -14,7 +14,7 @@ use vane_chassis::files::{Dir, FileError};
 use vane_identity::bundle::Bundle;
 use vane_identity::id::{SpiffeId, TrustDomain};
 use vane_identity::key::PrivateKey;
-use vane_identity::lifetime::{from_unix, to_unix};
+use vane_identity::lifetime::{Jitter, Validity, from_unix, is_due, renewal, to_unix};
 use vane_identity::x509_svid::{Certificate, X509Error, X509Svid};
 use zeroize::{Zeroize as _, Zeroizing};
 
@@ -36,6 +36,8 @@ pub struct OwnSvid {
     pub key: PrivateKey,
     /// When it was received.
     pub received_at: SystemTime,
+    /// Its first valid instant.
+    pub not_before: SystemTime,
     /// Its last valid instant.
     pub not_after: SystemTime,
     /// Whether the node may attest again by itself.
@@ -107,12 +109,32 @@ impl OwnSvid {
         let svid = X509Svid::parse(chain)?;
         Ok(Self {
             id: svid.id().clone(),
+            not_before: svid.leaf().validity.not_before,
             not_after: svid.leaf().validity.not_after,
             chain: svid.chain().to_vec(),
             key,
             received_at,
             reattestable,
         })
+    }
+}
+
+impl OwnSvid {
+    /// When it is renewed.
+    #[must_use]
+    pub fn renew_at(&self, jitter: Jitter) -> SystemTime {
+        let validity = Validity {
+            not_before: self.not_before,
+            not_after: self.not_after,
+        };
+        renewal(self.received_at, validity, jitter)
+    }
+
+    /// Whether it is renewed at `now` when its time is `due`; at once when the clock was set
+    /// back to before its reception.
+    #[must_use]
+    pub fn is_due(&self, due: SystemTime, now: SystemTime) -> bool {
+        is_due(self.received_at, due, now)
     }
 }
 

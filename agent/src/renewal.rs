@@ -6,6 +6,7 @@
 //! workloads have is served meanwhile.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::watch;
@@ -16,7 +17,7 @@ use vane_chassis::mtls::{Identity, IdentityError};
 use vane_client::channel::Channel;
 use vane_identity::bundle::Bundle;
 use vane_identity::key::{KeyType, PrivateKey};
-use vane_identity::lifetime::{Jitter, renew_at, to_unix};
+use vane_identity::lifetime::{Jitter, MIN_RENEW_INTERVAL, to_unix};
 
 use crate::node::{self, NodeError};
 use crate::obtain::{Obtain, ObtainError, Persistence};
@@ -77,12 +78,15 @@ impl Renewal {
         mut held: Option<OwnSvid>,
         stop: CancellationToken,
     ) -> Result<(), RenewalError> {
+        let mut jumps = self.clock.jumps();
         loop {
             let own = match held.take() {
                 Some(own) => own,
                 None => tokio::select! {
                     own = self.obtain.own_svid(Persistence::Serving) => own.map_err(unobtained)?,
                     () = stop.cancelled() => return Ok(()),
+                    // The one that was kept may be valid again, or another wait may be over.
+                    () = jumps.next() => continue,
                 },
             };
             self.identity.swap(&own.chain, &own.key)?;
@@ -100,13 +104,18 @@ impl Renewal {
         stop: &CancellationToken,
     ) -> Result<End, RenewalError> {
         let mut backoff = Backoff::new(self.backoff, fastrand::Rng::new());
-        let jitter = || Jitter::new(fastrand::f64() * 2.0 - 1.0);
-        let mut due = renew_at(held.received_at, held.not_after, jitter());
+        let mut jumps = self.clock.jumps();
+        let mut due = self.due(&held);
         self.expiry.set(to_unix(held.not_after));
         loop {
             tokio::select! {
                 () = stop.cancelled() => return Ok(End::Stopped),
                 () = sleep_until(&*self.clock, due) => {}
+                () = jumps.next() => {
+                    if !held.is_due(due, self.clock.now()) {
+                        continue;
+                    }
+                }
                 Ok(()) = self.bundle.changed() => {
                     if self.take_bundle(&held) {
                         due = self.clock.now();
@@ -116,15 +125,18 @@ impl Renewal {
             }
             match self.renew(&held).await {
                 Ok(renewed) => {
-                    backoff.reset();
                     held = renewed;
                     self.expiry.set(to_unix(held.not_after));
-                    due = renew_at(held.received_at, held.not_after, jitter());
+                    due = self.due_of_new(&held, &mut backoff);
                 }
                 Err(error) if matches!(error, NodeError::Denied { .. }) => {
                     return Err(RenewalError::Denied(error));
                 }
-                Err(error) if self.clock.now() > held.not_after => {
+                // While the server's certificate, too, is of another time, a clock is wrong.
+                Err(error)
+                    if self.clock.now() > held.not_after
+                        && !matches!(error, NodeError::Clock(_)) =>
+                {
                     tracing::error!(
                         %error,
                         "the agent's own SVID expired and could not be renewed in time: attesting anew (with a join token: a fresh one is needed)"
@@ -138,6 +150,27 @@ impl Renewal {
                 }
             }
         }
+    }
+
+    /// When `held` is renewed; now, when it was received by a clock that was set back since.
+    fn due(&self, held: &OwnSvid) -> SystemTime {
+        let due = held.renew_at(Jitter::new(fastrand::f64() * 2.0 - 1.0));
+        let now = self.clock.now();
+        if held.is_due(due, now) { now } else { due }
+    }
+
+    /// When one that came just now is renewed. One that is over by this node's clock when it
+    /// comes would be due at once again and again.
+    fn due_of_new(&self, held: &OwnSvid, backoff: &mut Backoff) -> SystemTime {
+        let now = self.clock.now();
+        if now <= held.not_after {
+            backoff.reset();
+            return self.due(held);
+        }
+        tracing::warn!(
+            "the agent's own SVID is over by this node's clock: the clocks of node and server differ, correct the wrong one"
+        );
+        now + MIN_RENEW_INTERVAL.max(backoff.next_delay())
     }
 
     /// Keeps the bundle on disk; whether the SVID's authority is tainted in it.

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -19,13 +20,14 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status, Streaming};
 use vane_chassis::backoff::Policy;
-use vane_chassis::clock::Manual;
+use vane_chassis::clock::{Manual, Watched};
 use vane_chassis::tasks::TaskSet;
 use vane_identity::bundle::{Bundle, X509Authority};
 use vane_identity::digest::{Digest, Member};
 use vane_identity::entry::{Entry, EntryId};
 use vane_identity::id::TrustDomain;
 use vane_identity::key::{KeyType, key_identifier};
+use vane_identity::lifetime::{from_unix, to_unix};
 use vane_identity::x509_svid::Certificate;
 use vane_wire::spire::api::server::svid::v1::svid_server::{Svid, SvidServer};
 use vane_wire::spire::api::server::svid::v1::{
@@ -140,6 +142,8 @@ pub(crate) struct Fake {
     sessions: mpsc::Receiver<Session>,
     batches: mpsc::UnboundedReceiver<Vec<String>>,
     refused: Arc<Mutex<HashSet<String>>>,
+    /// By how much the server's clock is ahead of the agent's, in seconds.
+    pub(crate) ahead: Arc<AtomicI64>,
     pub(crate) clock: Arc<Manual>,
     pub(crate) dir: TempDir,
     pub(crate) tasks: TaskSet,
@@ -157,6 +161,7 @@ struct Served {
     sessions: mpsc::Sender<Session>,
     batches: mpsc::UnboundedSender<Vec<String>>,
     refused: Arc<Mutex<HashSet<String>>>,
+    ahead: Arc<AtomicI64>,
     clock: Arc<Manual>,
 }
 
@@ -169,11 +174,13 @@ impl Fake {
         let (batch_sender, batches) = mpsc::unbounded_channel();
         let (ca, refused) = (Arc::new(Ca::new()), Arc::default());
         let clock = Arc::new(Manual::starting_now());
+        let ahead = Arc::<AtomicI64>::default();
         let served = Served {
             ca: Arc::clone(&ca),
             sessions: session_sender,
             batches: batch_sender,
             refused: Arc::clone(&refused),
+            ahead: Arc::clone(&ahead),
             clock: Arc::clone(&clock),
         };
         let tasks = TaskSet::new("fake");
@@ -189,6 +196,7 @@ impl Fake {
             sessions,
             batches,
             refused,
+            ahead,
             clock,
             dir,
             tasks,
@@ -213,8 +221,13 @@ impl Fake {
         let socket = self.socket.clone();
         let (own_svid, generation) = watch::channel(true);
         let ms = Duration::from_millis;
+        let watched = Watched::new(Arc::<Manual>::clone(&self.clock));
+        let watch = Arc::clone(&watched).run(self.stop.clone());
+        self.tasks.spawn(async move {
+            let _ = watch.await;
+        });
         let deps = Deps {
-            clock: Arc::<Manual>::clone(&self.clock),
+            clock: watched,
             connect: Box::new(move || connect(&socket)),
             own_svid: generation,
             backoff: Policy::new(ms(1), ms(5), 2.0).unwrap(),
@@ -350,6 +363,7 @@ impl Svid for Served {
         request: Request<BatchNewX509svidRequest>,
     ) -> Result<Response<BatchNewX509svidResponse>, Status> {
         let now = vane_chassis::clock::Clock::now(&*self.clock);
+        let now = from_unix(to_unix(now) + self.ahead.load(Ordering::Relaxed));
         let params = request.into_inner().params;
         let refused = self.refused.lock().unwrap().clone();
         let result = |one: &vane_wire::spire::api::server::svid::v1::NewX509svidParams| {

@@ -17,7 +17,7 @@ use vane_authority::log::Log;
 use vane_authority::profile::ProfileConfig;
 use vane_authority::server_id;
 use vane_chassis::builtin::open_section;
-use vane_chassis::clock::{Clock, System};
+use vane_chassis::clock::{Clock, System, Watched};
 use vane_chassis::files::{compat_dir, private_dir, raise_nofile, socket_dir};
 use vane_chassis::metrics::Metrics;
 use vane_chassis::mtls::{Limits, Party, Roots, TlsListener, anyone, server_config};
@@ -75,12 +75,14 @@ pub async fn run(
     let descriptors = raise_nofile().context("cannot raise the limit of open files")?;
     let server = &config.server;
     let trust_domain = &server.trust_domain;
-    let clock: Arc<dyn Clock> = Arc::new(System);
+    let watched = Watched::new(Arc::new(System));
+    let clock: Arc<dyn Clock> = Arc::<Watched>::clone(&watched);
     let metrics = Metrics::new("vane_server", env!("CARGO_PKG_VERSION"));
     let readiness = Readiness::new();
     let starting = readiness.register("server");
     let below = CancellationToken::new();
     let mut ground = Tasks::with_token(below.clone());
+    ground.spawn("clock", watched.run(below.clone()));
     serve_ops(&config, &metrics, readiness, &mut ground).await?;
 
     let dir = private_dir(&server.data_dir).context("server.data_dir")?;

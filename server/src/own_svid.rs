@@ -15,7 +15,7 @@ use vane_chassis::clock::{Clock, sleep_until};
 use vane_chassis::mtls::{Identity, IdentityError};
 use vane_identity::id::{IdError, SpiffeId, TrustDomain};
 use vane_identity::key::{KeyError, KeyType, PrivateKey, PublicKey};
-use vane_identity::lifetime::{Jitter, renew_at};
+use vane_identity::lifetime::{Jitter, is_due, renewal};
 use vane_identity::x509_svid::{Certificate, X509Svid};
 use vane_wire::record::AuthorityState;
 
@@ -49,7 +49,10 @@ pub struct OwnSvid {
     clock: Arc<dyn Clock>,
     id: SpiffeId,
     chain: watch::Sender<Arc<[Certificate]>>,
+    issued_at: SystemTime,
     due: SystemTime,
+    /// The last renewal failed: another authority may be what was missing.
+    failed: bool,
     signed_by: String,
 }
 
@@ -68,7 +71,9 @@ impl OwnSvid {
             identity: Identity::empty(),
             id: trust_domain.server_id()?,
             chain: watch::channel(Arc::from([])).0,
+            issued_at: clock.now(),
             due: clock.now(),
+            failed: false,
             signed_by: String::new(),
             clock,
         };
@@ -94,20 +99,28 @@ impl OwnSvid {
     /// None: a renewal that fails is tried again, and the old one is presented.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), std::convert::Infallible> {
         let mut authorities = self.authority.authorities();
+        let mut jumps = self.clock.jumps();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 () = sleep_until(&*self.clock, self.due) => {}
+                () = jumps.next() => {
+                    if !is_due(self.issued_at, self.due, self.clock.now()) {
+                        continue;
+                    }
+                }
                 Ok(()) = authorities.changed() => {
                     let tainted = authorities.borrow_and_update().iter().any(|record| {
                         record.id == self.signed_by && record.state == AuthorityState::Tainted
                     });
-                    if !tainted {
+                    if !tainted && !self.failed {
                         continue;
                     }
                 }
             }
-            if let Err(error) = self.renew().await {
+            let renewed = self.renew().await;
+            self.failed = renewed.is_err();
+            if let Err(error) = renewed {
                 tracing::error!(%error, "the server's own SVID is not renewed; trying again");
                 self.due = self.clock.now() + RETRY;
             }
@@ -132,7 +145,8 @@ impl OwnSvid {
             .ok_or(OwnSvidError::Nothing)??;
         self.identity.swap(svid.chain(), &key)?;
         let jitter = Jitter::new(fastrand::f64() * 2.0 - 1.0);
-        self.due = renew_at(self.clock.now(), svid.leaf().validity.not_after, jitter);
+        self.issued_at = self.clock.now();
+        self.due = renewal(self.issued_at, svid.leaf().validity, jitter);
         let signer = svid.leaf().authority_key_id.as_deref().unwrap_or_default();
         self.signed_by = signer.iter().map(|byte| format!("{byte:02x}")).collect();
         self.chain.send_replace(svid.chain().into());
@@ -154,7 +168,7 @@ mod tests {
     use vane_authority::profile::ProfileConfig;
     use vane_authority::subject::SubjectConfig;
     use vane_chassis::builtin::{Section, open_section};
-    use vane_chassis::clock::Manual;
+    use vane_chassis::clock::{Manual, Watched};
     use vane_chassis::tasks::Tasks;
     use vane_identity::lifetime::NOT_BEFORE_BACKDATE;
     use vane_store::memory::MemoryKv;
@@ -174,7 +188,8 @@ mod tests {
     impl World {
         async fn new() -> Self {
             let manual = Arc::new(Manual::starting_now());
-            let clock: Arc<dyn Clock> = Arc::<Manual>::clone(&manual);
+            let watched = Watched::new(Arc::<Manual>::clone(&manual));
+            let clock: Arc<dyn Clock> = Arc::<Watched>::clone(&watched);
             let trust_domain = TrustDomain::parse("example.org").unwrap();
             let section = Section::new("memory", Default::default());
             let key_deps = key_manager::Deps {
@@ -201,6 +216,8 @@ mod tests {
             let own = own.await.unwrap();
             let (chain, identity) = (own.chain(), own.identity());
             let mut tasks = Tasks::new();
+            tasks.spawn("clock", watched.run(tasks.token()));
+            tasks.spawn("authorities", Arc::clone(&authority).run(tasks.token()));
             tasks.spawn("own SVID", own.run(tasks.token()));
             Self {
                 authority,
@@ -242,6 +259,41 @@ mod tests {
         assert_ne!(second.spki, first.spki, "each has a key of its own");
         world.tasks.token().cancel();
         world.tasks.join(Duration::from_secs(5)).await.unwrap();
+    }
+
+    /// Whatever the clock is set to, what is presented soon after is valid then.
+    #[tokio::test]
+    async fn when_the_clock_is_set_a_valid_one_follows_at_once() {
+        let mut world = World::new().await;
+        let hour = Duration::from_secs(3_600);
+        let day = 24 * hour;
+        for (forward, by) in [(true, hour), (false, hour), (true, day), (false, day)] {
+            world.chain.mark_unchanged();
+            let now = world.clock.now();
+            world.clock.set(if forward { now + by } else { now - by });
+            let now = world.clock.now();
+            let valid = async {
+                loop {
+                    let leaf = world.next().await;
+                    let signer = world.authority.authorities().borrow().iter().any(|one| {
+                        let id: String = leaf
+                            .authority_key_id
+                            .iter()
+                            .flatten()
+                            .map(|b| format!("{b:02x}"))
+                            .collect();
+                        let begins = vane_identity::lifetime::from_unix(one.issued_at);
+                        one.id == id && begins <= now + NOT_BEFORE_BACKDATE
+                    });
+                    if leaf.validity.contains(now) && signer {
+                        return;
+                    }
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(30), valid)
+                .await
+                .unwrap();
+        }
     }
 
     #[tokio::test]

@@ -209,3 +209,62 @@ async fn a_denial_with_a_reason_ends_the_cache_and_one_without_does_not() {
         })
     ));
 }
+
+/// What becomes of an SVID of ten minutes that was received ten seconds ago, when the clock
+/// is set: the server signs by the time that this node had before.
+#[tokio::test]
+async fn when_the_clock_is_set_svids_are_judged_anew() {
+    const HOUR: i64 = 3_600;
+    #[derive(Debug, PartialEq)]
+    enum Then {
+        /// It is served, and not asked for again.
+        Stays,
+        /// It is asked for again at once, and what comes is served.
+        Renewed,
+        /// It is over, and so is what comes: nothing is served, and it is tried again later.
+        Over,
+    }
+    let table = [
+        (1, Then::Stays),
+        (-1, Then::Stays),
+        (-HOUR, Then::Renewed),
+        (-24 * HOUR, Then::Renewed),
+        (HOUR, Then::Over),
+        (24 * HOUR, Then::Over),
+    ];
+    for (jump, then) in table {
+        let (mut fake, mut running, session, _) = synced(&[entry("a", "unix:uid:1")]).await;
+        running.reader.want(ids(&["a"]));
+        fake.batch().await;
+        until(&mut running, |now| has_svid(now, "a")).await;
+        fake.clock.advance(Duration::from_secs(10));
+        fake.ahead
+            .store(-jump, std::sync::atomic::Ordering::Relaxed);
+        let now = to_unix(vane_chassis::clock::Clock::now(&*fake.clock));
+        fake.clock
+            .set(vane_identity::lifetime::from_unix(now + jump));
+        if then == Then::Stays {
+            session.change(&[entry("b", "unix:uid:2")], &[]).await;
+            until(&mut running, |now| now.find(&ids(&["b"])[0]).is_some()).await;
+            assert!(has_svid(&running.reader.snapshots().borrow(), "a"));
+            assert!(fake.is_quiet(), "{jump}");
+            continue;
+        }
+        assert_eq!(fake.batch().await, ["a"], "{jump}");
+        if then == Then::Renewed {
+            until(&mut running, |now| has_svid(now, "a")).await;
+            continue;
+        }
+        let failed = |now: &Snapshot| {
+            let one = now.find(&ids(&["a"])[0]);
+            matches!(one.map(|served| &served.svid), Some(State::Failed))
+        };
+        until(&mut running, failed).await;
+        assert!(fake.is_quiet(), "{jump}: it is not asked for in a loop");
+        // The clock is corrected: the wait of the wrong clock does not count.
+        fake.clock.set(vane_identity::lifetime::from_unix(now));
+        fake.ahead.store(0, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(fake.batch().await, ["a"], "{jump}");
+        until(&mut running, |now| has_svid(now, "a")).await;
+    }
+}

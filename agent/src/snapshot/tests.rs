@@ -196,6 +196,7 @@ fn an_expired_svid_is_not_served_and_one_for_a_store_never() {
             chain: svid.chain.clone(),
             key: svid.key.clone(),
             not_after: now() - Duration::from_secs(1),
+            received_at: svid.received_at,
             renew_at: now(),
             authority: String::new(),
             revision: svid.revision,

@@ -6,13 +6,18 @@
 //!
 //! Invariant: nothing sleeps longer than [`MAX_NAP`] without looking at the
 //! wall clock again, because a suspended laptop or a corrected clock moves the
-//! wall time under a running timer.
+//! wall time under a running timer. A process has one [`Watched`] clock, which
+//! tells every keeper of a schedule when the wall clock [`Jump`]ed.
+
+mod watched;
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
+
+pub use watched::{DOUBT, Jumped, Jumps, LOOK, Watched};
 
 /// The longest sleep between two looks at the wall clock.
 pub const MAX_NAP: Duration = Duration::from_secs(15);
@@ -31,6 +36,11 @@ pub trait Clock: Send + Sync + fmt::Debug {
     /// Tells when the clock was moved by hand. A real clock never is.
     fn moved(&self) -> Option<watch::Receiver<()>> {
         None
+    }
+
+    /// Tells when the wall clock jumped. Only a [`Watched`] clock knows.
+    fn jumps(&self) -> Jumps {
+        Jumps::never()
     }
 }
 
@@ -119,19 +129,24 @@ impl Clock for Manual {
 /// noticed at most that late. Dropping the future is harmless.
 pub async fn sleep_until(clock: &dyn Clock, at: SystemTime) {
     let mut moved = clock.moved();
-    while let Some(nap) = nap(clock.now(), at) {
-        match &mut moved {
-            None => tokio::time::sleep(nap).await,
-            Some(moved) => {
-                // An error means that the clock is gone; the nap still ends.
-                let _ = tokio::time::timeout(nap, moved.changed()).await;
-            }
+    while let Some(left) = left(clock.now(), at) {
+        nap(left, moved.as_mut()).await;
+    }
+}
+
+/// Sleeps for `length`, or until the clock is moved by hand.
+async fn nap(length: Duration, moved: Option<&mut watch::Receiver<()>>) {
+    match moved {
+        None => tokio::time::sleep(length).await,
+        Some(moved) => {
+            // An error means that the clock is gone; the nap still ends.
+            let _ = tokio::time::timeout(length, moved.changed()).await;
         }
     }
 }
 
 /// How long to sleep before the next look at the clock; `None` when `at` came.
-fn nap(now: SystemTime, at: SystemTime) -> Option<Duration> {
+fn left(now: SystemTime, at: SystemTime) -> Option<Duration> {
     let left = at.duration_since(now).ok().filter(|d| !d.is_zero())?;
     Some(left.min(MAX_NAP))
 }
@@ -194,10 +209,10 @@ mod tests {
 
     #[test]
     fn a_nap_is_never_longer_than_fifteen_seconds() {
-        assert_eq!(nap(T0, T0 + secs(3600)), Some(secs(15)));
-        assert_eq!(nap(T0, T0 + secs(3)), Some(secs(3)));
-        assert_eq!(nap(T0, T0), None);
-        assert_eq!(nap(T0 + secs(1), T0), None);
+        assert_eq!(left(T0, T0 + secs(3600)), Some(secs(15)));
+        assert_eq!(left(T0, T0 + secs(3)), Some(secs(3)));
+        assert_eq!(left(T0, T0), None);
+        assert_eq!(left(T0 + secs(1), T0), None);
     }
 
     #[tokio::test(start_paused = true)]

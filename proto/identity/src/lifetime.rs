@@ -10,6 +10,9 @@ use std::time::{Duration, SystemTime};
 pub const NOT_BEFORE_BACKDATE: Duration = Duration::from_secs(10);
 /// An entry is not renewed sooner than this after its last issue.
 pub const MIN_RENEW_INTERVAL: Duration = Duration::from_secs(1);
+/// What was received so much in the future was received under another clock. Less is how
+/// clocks are corrected in small steps.
+pub const OTHER_CLOCK: Duration = Duration::from_secs(2);
 
 /// The time in which a certificate is valid, both ends inclusive (RFC 5280 section 4.1.2.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +74,25 @@ pub fn renew_at(issued_at: SystemTime, not_after: SystemTime, jitter: Jitter) ->
     issued_at + moved.max(MIN_RENEW_INTERVAL)
 }
 
+/// When what was received at `received_at` is renewed: as [`renew_at`], of a life that ends
+/// at the end of `validity`, but never has more than the whole length of it. A receiver whose
+/// clock is behind the issuer's would else renew after the end.
+#[must_use]
+pub fn renewal(received_at: SystemTime, validity: Validity, jitter: Jitter) -> SystemTime {
+    let length = validity.not_after.duration_since(validity.not_before);
+    let end = received_at.checked_add(length.unwrap_or_default());
+    let end = end.map_or(validity.not_after, |end| end.min(validity.not_after));
+    renew_at(received_at, end, jitter)
+}
+
+/// Whether what was received at `received_at` and is to be renewed at `due` is to be renewed
+/// now: its time came, or the clock was set back to before its reception, so that its time
+/// means nothing any more.
+#[must_use]
+pub fn is_due(received_at: SystemTime, due: SystemTime, now: SystemTime) -> bool {
+    due <= now || received_at > now + OTHER_CLOCK
+}
+
 /// `time` without its fraction of a second, rounded down.
 #[must_use]
 pub fn whole_seconds(time: SystemTime) -> SystemTime {
@@ -124,6 +146,40 @@ mod tests {
                 renew_at(issued, from_unix(end), Jitter::NONE),
                 from_unix(1_001)
             );
+        }
+    }
+
+    #[test]
+    fn a_receiver_whose_clock_is_behind_renews_before_the_end_all_the_same() {
+        let issued = from_unix(10_000);
+        let validity = Validity::issued_at(issued, Duration::from_secs(60), from_unix(20_000));
+        let after = |received| {
+            let due = renewal(received, validity, Jitter::NONE);
+            due.duration_since(received).unwrap().as_secs()
+        };
+        assert_eq!(after(issued), 30);
+        assert_eq!(after(issued - Duration::from_secs(3_600)), 35);
+        assert_eq!(after(issued - Duration::from_secs(86_400)), 35);
+        assert_eq!(after(issued + Duration::from_secs(3_600)), 1, "over");
+    }
+
+    #[test]
+    fn what_was_received_in_the_future_is_due() {
+        let (received, due) = (from_unix(10_000), from_unix(10_030));
+        let table = [
+            (10_000, false),
+            (10_029, false),
+            (10_030, true),
+            (10_000 + 3_600, true),
+            (10_000 + 86_400, true),
+            (9_999, false),
+            (9_998, false),
+            (9_997, true),
+            (10_000 - 3_600, true),
+            (10_000 - 86_400, true),
+        ];
+        for (now, want) in table {
+            assert_eq!(is_due(received, due, from_unix(now)), want, "{now}");
         }
     }
 

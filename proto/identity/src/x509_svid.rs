@@ -134,6 +134,18 @@ pub enum X509Error {
     Time,
 }
 
+impl X509Error {
+    /// Whether the chain is in order but for the time at which it was looked at: one of the
+    /// two clocks may be wrong.
+    #[must_use]
+    pub fn is_of_another_time(&self) -> bool {
+        matches!(
+            self,
+            Self::Path(webpki::Error::CertExpired { .. } | webpki::Error::CertNotValidYet { .. })
+        )
+    }
+}
+
 impl Certificate {
     /// Takes DER bytes over; they are not looked at.
     #[must_use]

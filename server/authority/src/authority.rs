@@ -163,6 +163,7 @@ impl Authority {
         self: Arc<Self>,
         stop: CancellationToken,
     ) -> std::result::Result<(), std::convert::Infallible> {
+        let mut jumps = self.deps.clock.jumps();
         loop {
             let due = self.catch_up().await.unwrap_or_else(|error| {
                 tracing::error!(%error, "cannot rotate an authority; trying again");
@@ -173,6 +174,7 @@ impl Authority {
                 () = stop.cancelled() => return Ok(()),
                 () = sleep_until(&*self.deps.clock, due) => {}
                 () = self.changed.notified() => {}
+                () = jumps.next() => {}
             }
         }
     }

@@ -111,7 +111,7 @@ impl Signer {
         now: SystemTime,
         superseded: impl Fn() -> bool,
     ) -> Vec<Result<X509Svid, IssueError>> {
-        if now + MIN_CA_LEFT >= issuer.not_after {
+        if now < issuer.not_before || now + MIN_CA_LEFT >= issuer.not_after {
             return requests
                 .iter()
                 .map(|_| Err(IssueError::NoAuthority))

@@ -14,6 +14,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use vane_identity::lifetime::NOT_BEFORE_BACKDATE;
+
 use crate::profile::MIN_CA_LEFT;
 
 const PREPARE_AT_MOST: Duration = Duration::from_secs(30 * 24 * 60 * 60);
@@ -74,9 +76,10 @@ impl Slot {
         self.not_after + self.lifetime().min(SAFETY)
     }
 
-    /// Whether it has time left to sign with.
+    /// Whether it has time left to sign with, and is valid already: one that was made before
+    /// the clock was set back begins in the future, and so would all that it signed.
     fn can_sign(&self, now: SystemTime) -> bool {
-        now + MIN_CA_LEFT < self.not_after
+        self.issued_at <= now + NOT_BEFORE_BACKDATE && now + MIN_CA_LEFT < self.not_after
     }
 }
 
@@ -263,9 +266,39 @@ mod tests {
         }
     }
 
+    /// What is done when the clock, at noon of the second day, is set by so much.
     #[test]
-    fn a_clock_that_jumps_back_changes_nothing() {
+    fn a_clock_that_jumps_prepares_activates_and_never_goes_back_to_what_retired() {
+        let day = |n: u64| n * 24 * HOUR;
+        let noon = day(2) + 12 * HOUR;
+        let slots = [
+            slot("old", Stage::Retired, day(1), day(2) + 8 * HOUR),
+            slot("now", Stage::Active, day(2), day(3)),
+        ];
+        let next = slot("next", Stage::Prepared, noon, noon + day(1));
+        let both = [&slots[..], &[next]].concat();
+        let activate = Some(Action::Activate("next".into()));
+        let hour = HOUR.cast_signed();
+        for (jump, alone, with_next) in [
+            (0, None, None),
+            (hour, Some(Action::Prepare), None),
+            (-hour, None, None),
+            // The one that signs is over, or not yet valid.
+            (24 * hour, Some(Action::Prepare), Some(Action::Prepare)),
+            (-24 * hour, Some(Action::Prepare), Some(Action::Prepare)),
+            // The one that signs is over and the next one is not.
+            (13 * hour, Some(Action::Prepare), activate),
+        ] {
+            let now = at(noon.saturating_add_signed(jump));
+            assert_eq!(next_action(&slots, now), alone, "{jump}");
+            assert_eq!(next_action(&both, now), with_next, "{jump}, prepared");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_by_seconds_changes_nothing() {
         let slots = [slot("a", Stage::Active, 10_000, 20_000)];
-        assert_eq!(next_action(&slots, at(100)), None);
+        assert_eq!(next_action(&slots, at(9_991)), None);
+        assert_eq!(next_action(&slots, at(9_989)), Some(Action::Prepare));
     }
 }

@@ -64,6 +64,8 @@ pub struct Issuer {
     pub key_id: [u8; 20],
     /// Its key.
     pub public_key: PublicKey,
+    /// When it begins.
+    pub not_before: SystemTime,
     /// When it ends.
     pub not_after: SystemTime,
     /// What follows the leaf in a chain; nothing for a self-signed CA, whose root every
@@ -160,6 +162,7 @@ impl Issuer {
             subject: raw_name(parsed.subject()),
             key_id: info.key_id,
             public_key,
+            not_before: info.validity.not_before,
             not_after: info.validity.not_after,
             intermediates: Vec::new(),
         })

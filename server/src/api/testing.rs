@@ -21,7 +21,7 @@ use vane_authority::log::Log;
 use vane_authority::profile::{ProfileConfig, SvidKind};
 use vane_authority::subject::SubjectConfig;
 use vane_chassis::builtin::{Section, open_section};
-use vane_chassis::clock::{Clock, Manual};
+use vane_chassis::clock::{Clock, Manual, Watched};
 use vane_chassis::metrics::Metrics;
 use vane_chassis::mtls::{Peer, PeerSvid};
 use vane_chassis::tasks::Tasks;
@@ -87,7 +87,8 @@ impl World {
         change(&mut settings);
         let dir = tempfile::tempdir().unwrap();
         let manual = Arc::new(Manual::starting_now());
-        let clock: Arc<dyn Clock> = Arc::<Manual>::clone(&manual);
+        let watched = Watched::new(Arc::<Manual>::clone(&manual));
+        let clock: Arc<dyn Clock> = Arc::<Watched>::clone(&watched);
         let memory = Arc::new(MemoryKv::new().unwrap());
         let kv: Arc<dyn Kv> = Arc::<MemoryKv>::clone(&memory);
         let log = Arc::new(Log::open(&dir.path().join("log"), Arc::clone(&clock)).unwrap());
@@ -120,12 +121,14 @@ impl World {
         });
         let services = Services::new(&parts).await;
         services.set_ready(true).await;
+        let mut tasks = Tasks::new();
+        tasks.spawn("clock", watched.run(tasks.token()));
         Self {
             parts,
             kv: memory,
             clock: manual,
             services,
-            tasks: Tasks::new(),
+            tasks,
             dir,
         }
     }

@@ -62,7 +62,8 @@ impl Graph {
     }
 
     /// Puts an entry as of `mod_revision`, unless that or a later state of it is here. It
-    /// counts when it is not expired at `now` (Unix seconds).
+    /// counts when it is not expired at `now` (Unix seconds). One that was expired stays so
+    /// until it is given a later end: a clock that is set back revives nothing.
     pub(crate) fn put(&mut self, entry: &Entry, mod_revision: u64, now: i64, log: &mut Log) {
         let key = Key::of(&entry.id);
         let live = entry.expires_at == 0 || entry.expires_at > now;
@@ -71,6 +72,7 @@ impl Graph {
         match held {
             Some((_, held)) if held >= mod_revision => {}
             Some((slot, _)) => {
+                let live = live && !self.has_ended(slot, entry.expires_at);
                 let fresh = self.compact(key, entry, mod_revision);
                 self.replace(slot, fresh, live, log);
             }
@@ -79,6 +81,13 @@ impl Graph {
                 self.add(fresh, live, log);
             }
         }
+    }
+
+    /// Whether the entry counts no longer, and would not with this end either.
+    fn has_ended(&self, slot: u32, expires_at: i64) -> bool {
+        self.entries.get(slot).is_some_and(|held| {
+            !held.live && held.expires_at != 0 && (1..=held.expires_at).contains(&expires_at)
+        })
     }
 
     /// Deletes an entry, unless a state of it later than `revision` is here.

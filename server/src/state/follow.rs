@@ -77,6 +77,7 @@ impl State {
     }
 
     async fn follow(&self, mut watch: Watch) -> Result<(), StateError> {
+        let mut jumps = self.clock.jumps();
         loop {
             let expiry = self.read().graph.next_expiry();
             tokio::select! {
@@ -89,6 +90,7 @@ impl State {
                     }
                 },
                 () = self.expiry(expiry) => self.expire(),
+                () = jumps.next() => self.expire(),
             }
         }
     }
@@ -227,11 +229,16 @@ impl State {
     /// Confirms again and again, so that [`State::confirmed_age`] grows only while the store
     /// does not answer.
     async fn keep_confirmed(&self) {
+        let mut jumps = self.clock.jumps();
         loop {
             if let Err(error) = self.confirm().await {
                 tracing::warn!(%error, "state cannot be confirmed");
             }
-            tokio::time::sleep(CONFIRM_EVERY).await;
+            // A machine that slept may have missed what others stored.
+            tokio::select! {
+                () = tokio::time::sleep(CONFIRM_EVERY) => {}
+                () = jumps.next() => {}
+            }
         }
     }
 }

@@ -382,6 +382,13 @@ async fn an_expired_entry_leaves_the_sets_and_stays_listed() {
     world.clock.set(world.clock.now() - Duration::from_secs(60));
     state.expire();
     assert_eq!(state.authorized_set(&agent(0)), []);
+    // Nor does another change of it meanwhile, unless that gives it a later end.
+    short.hint = "changed".to_owned();
+    world.put(&short).await;
+    assert_eq!(state.authorized_set(&agent(0)), []);
+    short.expires_at += 1;
+    world.put(&short).await;
+    assert_eq!(state.authorized_set(&agent(0)).len(), 2);
 }
 
 #[tokio::test]

@@ -174,6 +174,9 @@ impl Attempt {
         let key_sha256 = key.sha256();
         let now = to_unix(parts.clock.now());
         let token = token.ok_or_else(no_such_token)?;
+        if token.value.expires_at < now {
+            forget(parts, &token, &hash).await;
+        }
         judge(
             &token.value,
             agent.as_ref().map(|row| &row.value),
@@ -224,6 +227,15 @@ impl Attempt {
                 csr_key_sha256: Some(self.key_sha256),
             },
         }
+    }
+}
+
+/// Deletes a token that ended and was shown, so that a clock that is set back does not revive
+/// it. One that stays is deleted by a later sweep.
+async fn forget(parts: &Parts, token: &Row<JoinTokenRecord>, hash: &TokenHash) {
+    let deletion = join_tokens::deletion(token, hash);
+    if let Err(error) = parts.kv.commit(deletion).await {
+        tracing::warn!(%error, "a join token that ended is not deleted yet");
     }
 }
 

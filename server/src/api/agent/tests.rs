@@ -348,6 +348,43 @@ async fn an_expired_certificate_is_denied_on_a_connection_that_stands() {
     assert_eq!(reason(denied), Some(Reason::AgentExpired));
 }
 
+/// A server whose clock was set a day ahead must not make its agents drop what they have.
+#[tokio::test]
+async fn no_agent_is_denied_as_expired_right_after_the_clock_was_set() {
+    let mut world = World::new().await;
+    let agent = world.agent().await;
+    let channel = world.peer(&agent.svid).await;
+    let mut jumps = world.parts.clock.jumps();
+    let day = std::time::Duration::from_secs(86_400);
+    world.clock.set(world.clock.now() + day);
+    jumps.next().await;
+    let refused = post_status(&channel, "1").await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+    world.clock.set(world.clock.now() - day);
+    jumps.next().await;
+    post_status(&channel, "2").await.unwrap();
+    world.clock.set(world.clock.now() + day);
+    jumps.next().await;
+    world.clock.advance(vane_chassis::clock::DOUBT);
+    let denied = post_status(&channel, "3").await;
+    assert_eq!(reason(denied), Some(Reason::AgentExpired));
+}
+
+#[tokio::test]
+async fn a_token_that_ended_and_was_shown_stays_so_when_the_clock_is_set_back() {
+    let mut world = World::new().await;
+    let token = world.token(5).await;
+    let mut client = AgentClient::new(world.anonymous().await);
+    let key = KeyPair::generate().unwrap();
+    let before = world.clock.now();
+    world.clock.advance(std::time::Duration::from_secs(7));
+    let shown = attest(&mut client, attestation("join_token", &token, csr(&key))).await;
+    assert_eq!(refused(shown).1, "join token expired");
+    world.clock.set(before);
+    let again = attest(&mut client, attestation("join_token", &token, csr(&key))).await;
+    assert_eq!(refused(again).1, USED);
+}
+
 #[tokio::test]
 async fn hot_state_that_lags_does_not_deny_an_agent_that_the_store_knows() {
     let mut world = World::with_idle_state().await;
