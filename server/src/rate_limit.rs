@@ -29,6 +29,8 @@ pub const ANONYMOUS: Rate = Rate::new(200, 1_000);
 pub const TOKEN: Rate = Rate::new(10, 10);
 /// PostStatus of one agent.
 pub const POST_STATUS: Rate = Rate::new(10, 10);
+/// Synchronisations of one SPIRE agent, which asks every 5 s.
+pub const SYNC: Rate = Rate::new(10, 20);
 /// Denials of one agent that are confirmed by a read of the store.
 pub const DENIAL: Rate = Rate::new(5, 10);
 
@@ -200,6 +202,7 @@ pub struct Limits {
     token: Table<[u8; 32]>,
     signers: Table<SpiffeId>,
     status: Table<SpiffeId>,
+    sync: Table<SpiffeId>,
     denials: Table<SpiffeId>,
 }
 
@@ -214,6 +217,7 @@ impl Limits {
             token: Table::new(TOKEN),
             signers: Table::new(SIGNING),
             status: Table::new(POST_STATUS),
+            sync: Table::new(SYNC),
             denials: Table::new(DENIAL),
         }
     }
@@ -278,6 +282,19 @@ impl Limits {
         patience: Duration,
     ) -> Result<Duration, Exceeded> {
         self.status.reserve(agent.clone(), 1, now, patience)
+    }
+
+    /// The wait of `agent` for reading its set.
+    ///
+    /// # Errors
+    /// [`Exceeded`].
+    pub fn sync(
+        &self,
+        agent: &SpiffeId,
+        now: Instant,
+        patience: Duration,
+    ) -> Result<Duration, Exceeded> {
+        self.sync.reserve(agent.clone(), 1, now, patience)
     }
 
     /// Whether one more denial of `agent` may be confirmed by a read now; never waits.

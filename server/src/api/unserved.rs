@@ -54,14 +54,6 @@ const UNSERVED: &[(&str, &str)] = &[
         WIT,
     ),
     (
-        "/spire.api.server.entry.v1.Entry/GetAuthorizedEntries",
-        POLLING,
-    ),
-    (
-        "/spire.api.server.entry.v1.Entry/SyncAuthorizedEntries",
-        POLLING,
-    ),
-    (
         "/spire.api.server.localauthority.v1.LocalAuthority/",
         "rotating authorities by hand",
     ),
@@ -80,7 +72,6 @@ const UNSERVED: &[(&str, &str)] = &[
 const FEDERATION: &str = "federation";
 const JWT: &str = "JWT-SVIDs";
 const NESTED: &str = "nested servers";
-const POLLING: &str = "synchronisation of SPIRE agents (Vane's agents use vane.sync.v1)";
 const WIT: &str = "WIT-SVIDs";
 
 /// UNIMPLEMENTED, when `path` is a method that is known and not served.

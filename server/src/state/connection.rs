@@ -12,7 +12,7 @@ use vane_store::kv::Revision;
 use super::State;
 use super::inner::Inner;
 use super::live::Connected;
-use super::message::{self, Message, Shared};
+use super::message::{self, Listed, Message, Shared};
 use super::outbox::{Outbox, Pop};
 use crate::authorized::{Cursor, Reach};
 
@@ -126,6 +126,12 @@ impl Connection {
         }
     }
 
+    /// Loses what waits.
+    #[cfg(test)]
+    pub(crate) fn lose(&self) {
+        self.outbox.lose();
+    }
+
     /// Waits until there may be something new.
     pub(crate) async fn woken(&self) {
         self.outbox.woken().await;
@@ -182,6 +188,25 @@ impl View<'_> {
         let next = part.last().filter(|_| more).map(|(at, _)| *at);
         let items = part.into_iter().map(|(_, item)| item).collect();
         (Message::List { items, last: !more }, next)
+    }
+
+    /// At most `limit` members of the set, after `cursor`; where the next ones begin, if there
+    /// are more.
+    pub(crate) fn revisions(
+        &self,
+        cursor: Option<Cursor>,
+        limit: usize,
+    ) -> (Vec<Listed>, Option<Cursor>) {
+        let nothing = Reach::new();
+        let reach = self.agent.map_or(&nothing, |agent| &agent.reach);
+        let mut members = self.inner.graph.members(reach, cursor);
+        let (mut items, mut last) = (Vec::new(), None);
+        for (at, entry) in members.by_ref().take(limit) {
+            items.push(entry.listed());
+            last = Some(at);
+        }
+        let next = last.filter(|_| members.next().is_some());
+        (items, next)
     }
 
     /// The bodies of the first of `ids`, and how many of them were looked at. Those that are

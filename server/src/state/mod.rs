@@ -25,6 +25,8 @@ mod connection;
 mod follow;
 mod query;
 
+mod sparse;
+
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -41,6 +43,7 @@ pub(crate) use connection::{Connection, Opened, Pulled, View};
 pub use message::{CHUNK_BYTES, Listed, Message, Shared};
 pub use outbox::PENDING_BYTES;
 pub use query::{AgentFilter, Counts, Grants, Page};
+pub(crate) use sparse::{Listing, ListingError};
 
 use inner::Inner;
 

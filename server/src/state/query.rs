@@ -256,7 +256,7 @@ impl State {
 
 impl Inner {
     /// The parents that an agent reaches; nothing for one that is not attested.
-    fn reach(&self, agent: &SpiffeId) -> Reach {
+    pub(super) fn reach(&self, agent: &SpiffeId) -> Reach {
         let connected = self.graph.node(agent).and_then(|node| self.live.get(node));
         if let Some(connected) = connected {
             return connected.reach.clone();

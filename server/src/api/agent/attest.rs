@@ -78,7 +78,7 @@ fn complete(params: Option<Params>) -> Result<First, &'static str> {
         return Err("missing attestation data type");
     }
     if data.payload.is_empty() {
-        return Err("missing payload");
+        return Err("missing attestation data payload");
     }
     Ok(First {
         method: data.r#type,

@@ -203,7 +203,7 @@ async fn attestations_that_cannot_succeed_are_refused_in_spires_words() {
         ),
         (
             attestation("join_token", "", vec![1]),
-            "malformed param: missing payload",
+            "malformed param: missing attestation data payload",
         ),
         (attestation("join_token", "t", csr(&key)), USED),
         (attestation("join_token", "a/b", csr(&key)), USED),

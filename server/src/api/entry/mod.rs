@@ -3,8 +3,10 @@
 //! Each item of a batch is a transaction of its own, and all are on their way at once: the
 //! store groups them. An item fails alone.
 
-mod change;
 mod list;
+
+mod authorized;
+mod change;
 
 #[cfg(test)]
 mod tests;
@@ -13,9 +15,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
-use futures_util::stream::{self, FuturesOrdered};
+use futures_util::stream::FuturesOrdered;
 use prost::Message;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, Streaming};
 use vane_identity::entry::EntryId;
 use vane_wire::convert;
 use vane_wire::spire::api::server::entry::v1::entry_server::Entry;
@@ -24,14 +26,13 @@ use vane_wire::spire::api::server::entry::v1::{
     BatchDeleteEntryResponse, BatchUpdateEntryRequest, BatchUpdateEntryResponse,
     CountEntriesRequest, CountEntriesResponse, GetAuthorizedEntriesRequest,
     GetAuthorizedEntriesResponse, GetEntryRequest, ListEntriesRequest, ListEntriesResponse,
-    SyncAuthorizedEntriesRequest, SyncAuthorizedEntriesResponse, batch_create_entry_response,
-    batch_delete_entry_response, batch_update_entry_response,
+    SyncAuthorizedEntriesRequest, batch_create_entry_response, batch_delete_entry_response,
+    batch_update_entry_response,
 };
 use vane_wire::spire::api::types;
 use vane_wire::status::{self, Refusal};
 
-use super::parts::{caller, count_to_wire};
-use super::unserved::unserved;
+use super::parts::{agent, caller, count_to_wire, patience};
 use super::{MAX_MESSAGE, Parts};
 
 /// The most items of one batch; what SPIRE's tools send is far below.
@@ -160,18 +161,27 @@ impl Entry for EntryService {
         Ok(Response::new(BatchDeleteEntryResponse { results }))
     }
 
-    unserved! {
-        get_authorized_entries: GetAuthorizedEntriesRequest => GetAuthorizedEntriesResponse;
+    async fn get_authorized_entries(
+        &self,
+        request: Request<GetAuthorizedEntriesRequest>,
+    ) -> Result<Response<GetAuthorizedEntriesResponse>, Status> {
+        let (caller, patience) = (caller(&request)?, patience(&request, &self.0));
+        let agent = agent(&caller)?;
+        let set = authorized::get(&self.0, agent, patience, request.into_inner()).await?;
+        Ok(Response::new(set))
     }
 
-    type SyncAuthorizedEntriesStream = stream::Empty<Result<SyncAuthorizedEntriesResponse, Status>>;
+    type SyncAuthorizedEntriesStream = authorized::Responses;
 
-    /// Never reached: the guard answers.
     async fn sync_authorized_entries(
         &self,
-        _: Request<tonic::Streaming<SyncAuthorizedEntriesRequest>>,
+        request: Request<Streaming<SyncAuthorizedEntriesRequest>>,
     ) -> Result<Response<Self::SyncAuthorizedEntriesStream>, Status> {
-        Err(Status::unimplemented("SyncAuthorizedEntries"))
+        let (caller, patience) = (caller(&request)?, patience(&request, &self.0));
+        let agent = agent(&caller)?;
+        let requests = request.into_inner();
+        let pages = authorized::sync(&self.0, &caller, agent, patience, requests).await?;
+        Ok(Response::new(pages))
     }
 }
 
