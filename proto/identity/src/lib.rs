@@ -16,6 +16,8 @@ pub mod x509_svid;
 
 pub mod bundle;
 
+pub mod chain;
+
 pub mod jwks;
 pub mod jwt_svid;
 
