@@ -18,7 +18,7 @@ use vane_authority::profile::ProfileConfig;
 use vane_authority::server_id;
 use vane_chassis::builtin::open_section;
 use vane_chassis::clock::{Clock, System, Watched};
-use vane_chassis::files::{compat_dir, private_dir, raise_nofile, socket_dir};
+use vane_chassis::files::{SHARED_RUN_DIR, compat_dir, private_dir, raise_nofile, socket_dir};
 use vane_chassis::metrics::Metrics;
 use vane_chassis::mtls::{Limits, Party, Roots, TlsListener, anyone, server_config};
 use vane_chassis::ops::Ops;
@@ -47,6 +47,7 @@ const GRACE: Duration = Duration::from_secs(5);
 const ADMIN_CONNECTIONS: usize = 1_024;
 const ADMIN_MODE: u32 = 0o660;
 const ADMIN_DIR_MODE: u32 = 0o750;
+const SHARED_DIR_MODE: u32 = 0o755;
 
 /// What is known once the server serves.
 #[derive(Debug, Clone)]
@@ -323,12 +324,21 @@ fn admin_listeners(
 /// Makes the directory of the admin socket when it is not there; its group may then enter it.
 fn admin_dir(dir: &Path, group: Option<u32>) -> anyhow::Result<()> {
     let is_new = !dir.exists();
-    socket_dir(dir, ADMIN_DIR_MODE)?;
+    socket_dir(dir, admin_dir_mode(dir))?;
     if let Some(group) = group.filter(|_| is_new) {
         nix::unistd::chown(dir, None, Some(Gid::from_raw(group)))
             .with_context(|| format!("cannot give {} to group {group}", dir.display()))?;
     }
     Ok(())
+}
+
+/// The folder that the agent's public socket lies in by default, too, must be open.
+fn admin_dir_mode(dir: &Path) -> u32 {
+    if dir == Path::new(SHARED_RUN_DIR) {
+        SHARED_DIR_MODE
+    } else {
+        ADMIN_DIR_MODE
+    }
 }
 
 /// Trusts the clients of the bundle as it changes.

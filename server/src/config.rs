@@ -16,7 +16,7 @@ use vane_authority::log::Mode;
 use vane_authority::subject::{Subject, SubjectConfig, SubjectError};
 use vane_chassis::builtin::Section;
 use vane_chassis::config::{self, ConfigError};
-use vane_chassis::files::unix_path_check;
+use vane_chassis::files::{group_id, unix_path_check};
 use vane_chassis::telemetry;
 use vane_identity::id::{SpiffeId, TrustDomain};
 use vane_identity::key::KeyType;
@@ -62,7 +62,8 @@ pub struct Server {
     /// Its port; 0 takes a free one, which the ready line tells.
     #[serde(default = "default_bind_port")]
     pub bind_port: u16,
-    /// The admin socket; its directory is made 0750 when it is not there.
+    /// The admin socket; its directory is made 0750 when it is not there (0755 if it is
+    /// `/run/vane`, which is the agent's, too).
     #[serde(default = "default_socket_path")]
     pub socket_path: PathBuf,
     /// Whether SPIRE's admin socket, `/tmp/spire-server/private/api.sock`, is served too.
@@ -337,13 +338,9 @@ impl Server {
         if self.admin_group.is_empty() {
             return Ok(None);
         }
-        if let Ok(gid) = self.admin_group.parse() {
-            return Ok(Some(gid));
-        }
-        match nix::unistd::Group::from_name(&self.admin_group) {
-            Ok(Some(group)) => Ok(Some(group.gid.as_raw())),
-            Ok(None) | Err(_) => Err(Invalid::Group(self.admin_group.clone())),
-        }
+        let gid = group_id(&self.admin_group);
+        gid.map(Some)
+            .ok_or_else(|| Invalid::Group(self.admin_group.clone()))
     }
 
     fn check(&self) -> Result<(), Invalid> {

@@ -16,6 +16,9 @@ use nix::unistd::geteuid;
 
 use super::{DIRECTORY, Dir, FileError, failed};
 
+/// Where the default sockets of server and agent are. It is 0755 whoever comes first: everybody
+/// must reach the agent's public socket in it, and the others are closed by their own modes.
+pub const SHARED_RUN_DIR: &str = "/run/vane";
 /// Permission bits for writing by group and others.
 const SHARED_WRITE: u32 = 0o022;
 /// In a directory with this bit only the owner of a name may replace it.

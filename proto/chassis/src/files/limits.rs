@@ -1,4 +1,4 @@
-//! What the operating system allows: descriptors and socket paths.
+//! What the operating system allows and knows: descriptors, socket paths, groups.
 
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
@@ -25,6 +25,16 @@ pub fn unix_path_check(path: &Path) -> Result<(), FileError> {
         });
     }
     Ok(())
+}
+
+/// The number of a group that is given by name or number; None when there is none.
+#[must_use]
+pub fn group_id(group: &str) -> Option<u32> {
+    if let Ok(gid) = group.parse() {
+        return Some(gid);
+    }
+    let found = nix::unistd::Group::from_name(group).ok().flatten();
+    found.map(|group| group.gid.as_raw())
 }
 
 /// How many descriptors this process may have open now.

@@ -23,8 +23,8 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat};
 use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
 use zeroize::Zeroizing;
 
-pub use dirs::{compat_dir, private_dir, socket_dir};
-pub use limits::{MAX_UNIX_PATH, nofile_limit, raise_nofile, unix_path_check};
+pub use dirs::{SHARED_RUN_DIR, compat_dir, private_dir, socket_dir};
+pub use limits::{MAX_UNIX_PATH, group_id, nofile_limit, raise_nofile, unix_path_check};
 
 /// Why a file or directory was not used.
 #[derive(Debug, thiserror::Error)]
