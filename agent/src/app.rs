@@ -10,26 +10,26 @@ use tokio_util::sync::CancellationToken;
 use vane_chassis::backoff::Policy;
 use vane_chassis::builtin::open_section;
 use vane_chassis::clock::{Clock, System, Watched};
-use vane_chassis::files::{compat_dir, private_dir, raise_nofile, socket_dir};
+use vane_chassis::files::{private_dir, raise_nofile};
 use vane_chassis::metrics::Metrics;
 use vane_chassis::mtls::{Identity, Party, Roots, client_config, only};
 use vane_chassis::ops::Ops;
 use vane_chassis::tasks::{BoxError, TaskError, Tasks};
-use vane_chassis::unix_listener::{Socket, UnixListener};
 use vane_client::channel::{self, Channel};
 use vane_identity::bundle::Bundle;
 use vane_identity::id::SpiffeId;
 use vane_wire::status::Reason;
 
-use crate::api::{self, Connector, Source};
+use crate::api::admin::{self, Shown};
+use crate::api::{self, Source};
 use crate::cache::{self, Cache, CacheError, Reader};
-use crate::config::{COMPAT_SOCKET, Config};
+use crate::config::Config;
 use crate::counters::{Counters, PREFIX};
-use crate::limits::{Bounds, Limits};
 use crate::node;
 use crate::obtain::{Obtain, Persistence};
 use crate::own_svid::Disk;
 use crate::renewal::{Renewal, RenewalError};
+use crate::sockets;
 use crate::workload::{Attestors, BUILTINS, Deps};
 
 /// So long tasks may take to end.
@@ -37,8 +37,6 @@ const DRAIN: Duration = Duration::from_secs(10);
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// So long a caller of the Workload API waits for an SVID that is being fetched.
 const PATIENCE: Duration = Duration::from_secs(20);
-const PUBLIC: u32 = 0o777;
-const PUBLIC_DIR: u32 = 0o755;
 
 /// What is known once the agent serves.
 #[derive(Debug, Clone)]
@@ -119,6 +117,7 @@ impl Parts {
         stop: CancellationToken,
         on_ready: impl FnOnce(Ready),
     ) -> anyhow::Result<()> {
+        let started = self.clock.monotonic();
         let obtain = self.obtain();
         let own = tokio::select! {
             own = obtain.own_svid(Persistence::Starting) => own?,
@@ -141,6 +140,7 @@ impl Parts {
 
         let (has_svid, own_svid) = watch::channel(false);
         let (bundle_sender, bundle) = watch::channel(None);
+        let (held, is_held) = watch::channel(None);
         let deps = cache::Deps {
             clock: Arc::clone(&self.clock),
             connect: self.connect()?,
@@ -160,7 +160,15 @@ impl Parts {
             backoff: self.backoff,
             has_svid,
             bundle,
+            held,
             expiry: counters.own_expiry.clone(),
+        };
+        let shown = Shown {
+            clock: Arc::clone(&self.clock),
+            started,
+            own: is_held,
+            reader: reader.clone(),
+            counters: counters.clone(),
         };
 
         let mut tasks = Tasks::with_token(stop.clone());
@@ -179,6 +187,9 @@ impl Parts {
                 stop.clone(),
             ),
         );
+        let admin = sockets::admin(&self.config.agent, &stop)?;
+        let services = admin::services(Arc::new(shown)).await?;
+        tasks.spawn("admin socket", admin::serve(admin, services, stop.clone()));
         tokio::select! {
             () = async { drop(synced.wait_for(|synced| *synced).await) } => {}
             () = stop.cancelled() => return finish(tasks).await,
@@ -190,7 +201,7 @@ impl Parts {
             patience: PATIENCE,
             counters,
         });
-        for listener in self.listen(descriptors, &stop)? {
+        for listener in sockets::public(&self.config.agent, descriptors, &stop)? {
             tasks.spawn(
                 "workload API",
                 api::serve(listener, Arc::clone(&source), stop.clone()),
@@ -252,40 +263,6 @@ impl Parts {
             attestors.push(open_section(BUILTINS, section, &deps).await?);
         }
         Ok(Attestors::new(attestors))
-    }
-
-    fn listen(
-        &self,
-        descriptors: u64,
-        stop: &CancellationToken,
-    ) -> anyhow::Result<Vec<UnixListener<Arc<Connector>>>> {
-        let agent = &self.config.agent;
-        let limits = Limits::new(Bounds::for_descriptors(descriptors));
-        let mut paths = vec![agent.socket_path.clone()];
-        if let Some(dir) = agent.socket_path.parent() {
-            socket_dir(dir, PUBLIC_DIR).context("agent.socket_path")?;
-        }
-        if agent.compat_socket {
-            let path = PathBuf::from(COMPAT_SOCKET);
-            if let Some(dir) = path.parent() {
-                compat_dir(dir, PUBLIC_DIR).context("agent.compat_socket")?;
-            }
-            paths.push(path);
-        }
-        let bind = |path: PathBuf| {
-            let (limits, mode) = (limits.clone(), agent.peer_pidfd);
-            let socket = Socket {
-                path,
-                mode: PUBLIC,
-                group: None,
-            };
-            Ok(UnixListener::bind(
-                &socket,
-                move |stream| api::admit(stream, &limits, mode),
-                stop.clone(),
-            )?)
-        };
-        paths.into_iter().map(bind).collect()
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use vane_chassis::builtin::Section;
 use vane_chassis::config::{self, ConfigError, Secret};
-use vane_chassis::files::{FileError, unix_path_check};
+use vane_chassis::files::{FileError, group_id, unix_path_check};
 use vane_chassis::telemetry;
 use vane_identity::id::TrustDomain;
 use vane_identity::key::KeyType;
@@ -49,6 +49,13 @@ pub struct Agent {
     /// Also listen where SPIRE's clients look: /tmp/spire-agent/public/api.sock.
     #[serde(default)]
     pub compat_socket: bool,
+    /// The admin socket: debugging and take-over; 0600. `agent-admin.sock` beside an
+    /// `agent.sock` when nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admin_socket_path: Option<PathBuf>,
+    /// The group (name or number) that may use the admin socket, too, which is then 0660.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub admin_group: String,
     /// Where the agent's own key and SVID are kept; 0700.
     #[serde(default = "default_data_dir")]
     pub data_dir: PathBuf,
@@ -114,11 +121,19 @@ pub const COMPAT_SOCKET: &str = "/tmp/spire-agent/public/api.sock";
 #[derive(Debug, thiserror::Error)]
 pub enum Invalid {
     /// The socket cannot be bound at this path.
-    #[error("agent.socket_path: {0}")]
-    SocketPath(#[from] FileError),
+    #[error("agent.{0}: {1}")]
+    SocketPath(&'static str, #[source] FileError),
     /// The socket's path is relative, or no path at all.
-    #[error("agent.socket_path: {0:?} is not an absolute path, for example /run/vane/agent.sock")]
-    NotAPath(PathBuf),
+    #[error("agent.{0}: {1:?} is not an absolute path, for example /run/vane/agent.sock")]
+    NotAPath(&'static str, PathBuf),
+    /// One socket cannot be both.
+    #[error(
+        "agent.socket_path and agent.admin_socket_path are both {0:?}: everybody may use the one, only root the other"
+    )]
+    SameSocket(PathBuf),
+    /// The group is not known here.
+    #[error("agent.admin_group: there is no group \"{0}\"")]
+    Group(String),
     /// Two keys say the same thing.
     #[error("agent.{0} and agent.{1} exclude each other: keep one of them")]
     Both(&'static str, &'static str),
@@ -156,6 +171,7 @@ impl Config {
     /// The first rule that is broken.
     pub fn check(&mut self) -> Result<(), Invalid> {
         self.agent.check()?;
+        self.agent.admin_socket_path = Some(self.agent.admin_socket());
         let section = |section| move |source| Invalid::Section { section, source };
         self.node_attestor
             .check(vane_attest::PROVERS)
@@ -171,11 +187,46 @@ impl Config {
 }
 
 impl Agent {
-    fn check(&self) -> Result<(), Invalid> {
-        unix_path_check(&self.socket_path)?;
-        if !self.socket_path.is_absolute() {
-            return Err(Invalid::NotAPath(self.socket_path.clone()));
+    /// The path of the admin socket.
+    #[must_use]
+    pub fn admin_socket(&self) -> PathBuf {
+        if let Some(path) = &self.admin_socket_path {
+            return path.clone();
         }
+        let stem = self.socket_path.file_stem().unwrap_or_default();
+        let mut name = stem.to_os_string();
+        name.push("-admin.sock");
+        self.socket_path.with_file_name(name)
+    }
+
+    /// The number of `admin_group`; None when only the agent's own user may.
+    ///
+    /// # Errors
+    /// [`Invalid::Group`].
+    pub fn admin_gid(&self) -> Result<Option<u32>, Invalid> {
+        if self.admin_group.is_empty() {
+            return Ok(None);
+        }
+        let gid = group_id(&self.admin_group);
+        gid.map(Some)
+            .ok_or_else(|| Invalid::Group(self.admin_group.clone()))
+    }
+
+    fn check(&self) -> Result<(), Invalid> {
+        let admin = self.admin_socket();
+        for (key, path) in [
+            ("socket_path", &self.socket_path),
+            ("admin_socket_path", &admin),
+        ] {
+            unix_path_check(path).map_err(|error| Invalid::SocketPath(key, error))?;
+            if !path.is_absolute() {
+                return Err(Invalid::NotAPath(key, path.clone()));
+            }
+        }
+        if admin == self.socket_path {
+            return Err(Invalid::SameSocket(admin));
+        }
+        self.admin_gid()?;
         if self.server_address.trim().is_empty() {
             return Err(Invalid::NoServer);
         }

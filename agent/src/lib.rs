@@ -31,6 +31,8 @@ mod testing;
 
 mod api;
 
+mod sockets;
+
 pub mod app;
 
 mod cli;

@@ -44,6 +44,8 @@ pub struct Renewal {
     /// The own bundle as it changes: an SVID of a tainted authority is renewed at once, and
     /// the newest bundle is kept beside it.
     pub bundle: watch::Receiver<Option<Arc<Bundle>>>,
+    /// What it holds, for those who show it or hand it on.
+    pub held: watch::Sender<Option<Arc<OwnSvid>>>,
     /// Shows when the SVID ends, in Unix seconds.
     pub expiry: Gauge,
 }
@@ -90,11 +92,15 @@ impl Renewal {
                 },
             };
             self.identity.swap(&own.chain, &own.key)?;
+            self.held.send_replace(Some(Arc::new(own.clone())));
             self.has_svid.send_replace(true);
             match self.keep_fresh(own, &stop).await? {
                 End::Stopped => return Ok(()),
-                End::Expired => self.has_svid.send_replace(false),
-            };
+                End::Expired => {
+                    self.held.send_replace(None);
+                    self.has_svid.send_replace(false);
+                }
+            }
         }
     }
 
@@ -203,6 +209,7 @@ impl Renewal {
         self.identity
             .swap(&renewed.chain, &renewed.key)
             .map_err(|error| NodeError::Answer(error.to_string()))?;
+        self.held.send_replace(Some(Arc::new(renewed.clone())));
         self.has_svid.send_replace(true);
         tracing::info!(agent_id = %renewed.id, "renewed the agent's own SVID");
         Ok(renewed)

@@ -249,6 +249,12 @@ impl Fake {
         }
     }
 
+    /// A leaf for what `csr` asks.
+    pub(crate) fn sign(&self, csr: &[u8]) -> Certificate {
+        let now = vane_chassis::clock::Clock::now(&*self.clock);
+        Certificate::from_der(&self.ca.sign(csr, now))
+    }
+
     /// The next Watch stream.
     pub(crate) async fn session(&mut self) -> Session {
         soon(self.sessions.recv()).await.unwrap()

@@ -1,12 +1,15 @@
-//! The public socket: Workload API, Envoy SDS (not implemented yet), health and reflection.
+//! The sockets. Public: Workload API, Envoy SDS (not implemented yet), health and reflection;
+//! [`admin`]: what root on the node may ask.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
+use tonic_health::pb::health_server::HealthServer;
 use vane_chassis::unix_listener::UnixListener;
 use vane_wire::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
@@ -21,6 +24,8 @@ mod connection;
 mod updates;
 
 mod workload;
+
+pub(crate) mod admin;
 
 pub(crate) use connection::{Connection, Connector, admit};
 pub(crate) use updates::Source;
@@ -43,35 +48,59 @@ pub(crate) enum ServeError {
     Transport(#[from] tonic::transport::Error),
 }
 
-/// Serves until `stop`; open streams end with it.
+/// Serves the public socket until `stop`; open streams end with it.
 pub(crate) async fn serve(
     listener: UnixListener<Arc<Connector>>,
     source: Arc<Source>,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
-    let (health, health_service) = tonic_health::server::health_reporter();
+    let names = [
+        "SpiffeWorkloadAPI",
+        "envoy.service.secret.v3.SecretDiscoveryService",
+    ];
+    let routes = Routes::new(WorkloadApi::new(source))
+        .add_service(SecretDiscoveryServiceServer::new(Sds))
+        .add_service(health().await);
+    serve_routes(listener, with_reflection(routes, &names)?, stop).await
+}
+
+/// `grpc.health.v1`: who answers, serves.
+async fn health() -> HealthServer<impl tonic_health::pb::health_server::Health> {
+    let (health, service) = tonic_health::server::health_reporter();
     health
         .set_service_status("", tonic_health::ServingStatus::Serving)
         .await;
+    service
+}
+
+/// Adds reflection of `names` and health.
+fn with_reflection(routes: Routes, names: &[&'static str]) -> Result<Routes, ServeError> {
     let reflection = || {
-        tonic_reflection::server::Builder::configure()
+        let builder = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(vane_wire::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .with_service_name("SpiffeWorkloadAPI")
-            .with_service_name("envoy.service.secret.v3.SecretDiscoveryService")
-            .with_service_name("grpc.health.v1.Health")
+            .with_service_name("grpc.health.v1.Health");
+        names
+            .iter()
+            .fold(builder, |builder, name| builder.with_service_name(*name))
     };
+    Ok(routes
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?))
+}
+
+/// Serves the connections of one socket until `stop`.
+async fn serve_routes(
+    listener: UnixListener<Arc<Connector>>,
+    routes: Routes,
+    stop: CancellationToken,
+) -> Result<(), ServeError> {
     let grace = stop.clone();
     let connections = listener.map(|accepted| Ok::<_, std::io::Error>(Connection::from(accepted)));
     let served = Server::builder()
         // One more than the limit: the stream over it is answered, not reset.
         .max_concurrent_streams(STREAMS + 1)
-        .add_service(WorkloadApi::new(source))
-        .add_service(SecretDiscoveryServiceServer::new(Sds))
-        .add_service(health_service)
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?)
-        .serve_with_incoming_shutdown(connections, stop.cancelled_owned());
+        .serve_with_incoming_shutdown(routes.prepare(), connections, stop.cancelled_owned());
     // Streams of the Workload API end by themselves; a watch of the health service does not.
     let overdue = async {
         grace.cancelled().await;

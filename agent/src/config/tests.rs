@@ -67,3 +67,25 @@ fn keys_that_exclude_each_other_or_do_not_exist_are_refused() {
         .is_err()
     );
 }
+
+#[test]
+fn the_admin_socket_stands_beside_the_public_one_and_is_never_the_same() {
+    let agent = "[agent]\ntrust_domain = \"example.org\"\nserver_address = \"h\"\n";
+    let admin = |more: &str| parse(&format!("{agent}{more}")).agent.admin_socket();
+    assert_eq!(admin(""), Path::new("/run/vane/agent-admin.sock"));
+    assert_eq!(
+        admin("socket_path = \"/x/one.sock\""),
+        Path::new("/x/one-admin.sock")
+    );
+    assert_eq!(admin("admin_socket_path = \"/y/a\""), Path::new("/y/a"));
+    for wrong in [
+        "admin_socket_path = \"/run/vane/agent.sock\"",
+        "admin_socket_path = \"a.sock\"",
+        "admin_group = \"nobody calls a group so\"",
+    ] {
+        assert!(
+            parse(&format!("{agent}{wrong}\n")).check().is_err(),
+            "{wrong}"
+        );
+    }
+}
