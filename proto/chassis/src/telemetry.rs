@@ -2,19 +2,26 @@
 //! while the process runs.
 //!
 //! Sets the process-wide subscriber once; who logs what is not decided here.
-//! Standard output stays free for what scripts read.
+//! Standard output stays free for what scripts read. Levels have SPIRE's names
+//! and numbers (`spire.api.types.LogLevel`), for the Logger services.
 
 use std::fmt;
-use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer, Registry};
+use tracing_subscriber::{Layer, Registry};
+
+mod level;
+
+pub use level::LogLevel;
+
+/// The level of the log that [`init`] set up.
+static RUNNING: OnceLock<Level> = OnceLock::new();
 
 /// How a line of the log looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,8 +38,8 @@ pub enum Format {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
-    /// `error`, `warn`, `info`, `debug`, `trace` or `off`; also per module, as
-    /// in `info,vane_server::api=debug`.
+    /// `error`, `warn`, `info`, `debug` or `trace` (`off`, and SPIRE's `fatal` and `panic`, are
+    /// silence); also per module, as in `info,vane_server::api=debug`.
     pub level: String,
     /// `text` or `json`.
     pub format: Format,
@@ -73,7 +80,19 @@ pub enum TelemetryError {
 pub fn init(log: &Log) -> Result<Level, TelemetryError> {
     let (subscriber, level) = subscriber(log, std::io::stderr)?;
     subscriber.try_init().map_err(|_| TelemetryError::Twice)?;
+    RUNNING
+        .set(level.clone())
+        .map_err(|_| TelemetryError::Twice)?;
     Ok(level)
+}
+
+/// The level of the process's log; a [`Level::detached`] one while [`init`] was not called.
+#[must_use]
+pub fn running() -> Level {
+    RUNNING
+        .get()
+        .cloned()
+        .unwrap_or_else(|| Level::detached(LogLevel::Info))
 }
 
 fn subscriber<W>(
@@ -83,17 +102,14 @@ fn subscriber<W>(
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let (filter, handle) = reload::Layer::new(parse(&log.level)?);
+    let wanted = Wanted::parse(&log.level)?;
+    let (filter, handle) = reload::Layer::new(wanted.filter.clone());
     let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     let lines = match log.format {
         Format::Text => lines.with_ansi(false).boxed(),
         Format::Json => lines.json().flatten_event(true).boxed(),
     };
-    let level = Level(Arc::new(Reload {
-        launched: log.level.clone(),
-        current: Mutex::new(log.level.clone()),
-        handle,
-    }));
+    let level = Level::new(wanted, Some(handle));
     Ok((
         tracing_subscriber::registry().with(filter).with(lines),
         level,
@@ -105,50 +121,76 @@ where
 pub struct Level(Arc<Reload>);
 
 struct Reload {
-    launched: String,
-    current: Mutex<String>,
-    handle: reload::Handle<EnvFilter, Registry>,
+    launched: Wanted,
+    current: Mutex<LogLevel>,
+    handle: Option<reload::Handle<Targets, Registry>>,
+}
+
+/// What a text asks for.
+#[derive(Clone)]
+struct Wanted {
+    /// Of modules that are not named.
+    level: LogLevel,
+    filter: Targets,
 }
 
 impl Level {
-    /// Changes the level.
-    ///
-    /// # Errors
-    /// [`TelemetryError::Level`], [`TelemetryError::Gone`].
-    pub fn set(&self, level: &str) -> Result<(), TelemetryError> {
-        let filter = parse(level)?;
-        let mut current = self
-            .0
-            .current
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        self.0
-            .handle
-            .reload(filter)
-            .map_err(|_| TelemetryError::Gone)?;
-        level.clone_into(&mut current);
-        Ok(())
+    fn new(launched: Wanted, handle: Option<reload::Handle<Targets, Registry>>) -> Self {
+        Self(Arc::new(Reload {
+            current: Mutex::new(launched.level),
+            launched,
+            handle,
+        }))
     }
 
-    /// Goes back to the level of the start.
+    /// A level that no log follows: of a process whose log somebody else set up.
+    #[must_use]
+    pub fn detached(level: LogLevel) -> Self {
+        Self::new(level.into(), None)
+    }
+
+    /// Changes the level, of all modules.
+    ///
+    /// # Errors
+    /// [`TelemetryError::Gone`].
+    pub fn set(&self, level: LogLevel) -> Result<(), TelemetryError> {
+        self.apply(level.into())
+    }
+
+    /// Goes back to the level of the start, with what it said of single modules.
     ///
     /// # Errors
     /// [`TelemetryError::Gone`].
     pub fn reset(&self) -> Result<(), TelemetryError> {
-        self.set(&self.0.launched)
+        self.apply(self.0.launched.clone())
     }
 
     /// The level now.
     #[must_use]
-    pub fn current(&self) -> String {
-        let current = self.0.current.lock();
-        current.unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn current(&self) -> LogLevel {
+        *self
+            .0
+            .current
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The level of the start.
     #[must_use]
-    pub fn launched(&self) -> &str {
-        &self.0.launched
+    pub fn launched(&self) -> LogLevel {
+        self.0.launched.level
+    }
+
+    fn apply(&self, wanted: Wanted) -> Result<(), TelemetryError> {
+        let current = self.0.current.lock();
+        let mut current = current.unwrap_or_else(PoisonError::into_inner);
+        if let Some(handle) = &self.0.handle {
+            handle
+                .reload(wanted.filter)
+                .map_err(|_| TelemetryError::Gone)?;
+        }
+        *current = wanted.level;
+        Ok(())
     }
 }
 
@@ -158,86 +200,39 @@ impl fmt::Debug for Level {
     }
 }
 
-fn parse(level: &str) -> Result<EnvFilter, TelemetryError> {
-    let wrong = |message: String| TelemetryError::Level {
-        level: level.to_owned(),
-        message,
-    };
-    // `EnvFilter` takes any single word for the name of a module, and none for
-    // a level.
-    let directives = level.contains(['=', ',']);
-    if level.is_empty() || (!directives && LevelFilter::from_str(level).is_err()) {
-        let expected = "expected error, warn, info, debug, trace or off";
-        return Err(wrong(expected.to_owned()));
+impl From<LogLevel> for Wanted {
+    fn from(level: LogLevel) -> Self {
+        Self {
+            level,
+            filter: Targets::new().with_default(level.filter()),
+        }
     }
-    EnvFilter::builder()
-        .parse(level)
-        .map_err(|error| wrong(error.to_string()))
+}
+
+impl Wanted {
+    /// Reads a level, or levels of modules after or instead of it: `info,vane_server::api=debug`.
+    fn parse(text: &str) -> Result<Self, TelemetryError> {
+        let wrong = |message: &str| TelemetryError::Level {
+            level: text.to_owned(),
+            message: message.to_owned(),
+        };
+        let expected = "expected error, warn, info, debug, trace or off";
+        let mut wanted = Self::from(LogLevel::Panic);
+        for part in text.split(',') {
+            let Some((module, level)) = part.split_once('=') else {
+                wanted.level = LogLevel::named(part).ok_or_else(|| wrong(expected))?;
+                wanted.filter = wanted.filter.with_default(wanted.level.filter());
+                continue;
+            };
+            let level = LogLevel::named(level).ok_or_else(|| wrong(expected))?;
+            if module.is_empty() {
+                return Err(wrong("the name of a module is missing before ="));
+            }
+            wanted.filter = wanted.filter.with_target(module, level.filter());
+        }
+        Ok(wanted)
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::Write;
-
-    use super::*;
-
-    #[derive(Clone, Default)]
-    struct Buffer(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Buffer {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
-    fn logged(format: Format, f: impl FnOnce(&Level)) -> String {
-        let buffer = Buffer::default();
-        let writer = buffer.clone();
-        let log = Log {
-            format,
-            ..Log::default()
-        };
-        let (subscriber, level) = subscriber(&log, move || writer.clone()).unwrap();
-        tracing::subscriber::with_default(subscriber, || f(&level));
-        let bytes = buffer.0.lock().unwrap().clone();
-        String::from_utf8(bytes).unwrap()
-    }
-
-    #[test]
-    fn the_level_is_changed_and_reset_while_running() {
-        let lines = logged(Format::Text, |level| {
-            tracing::debug!("one");
-            level.set("debug").unwrap();
-            assert_eq!(level.current(), "debug");
-            tracing::debug!("two");
-            level.reset().unwrap();
-            assert_eq!(level.current(), "info");
-            tracing::debug!("three");
-            tracing::info!("four");
-        });
-        let seen = ["one", "two", "three", "four"].map(|word| lines.contains(word));
-        assert_eq!(seen, [false, true, false, true], "{lines}");
-    }
-
-    #[test]
-    fn json_lines_carry_fields_beside_the_message() {
-        let line = logged(Format::Json, |_| tracing::info!(entry_id = "e1", "made"));
-        assert!(line.contains(r#""message":"made""#), "{line}");
-        assert!(line.contains(r#""entry_id":"e1""#), "{line}");
-    }
-
-    #[test]
-    fn a_level_that_is_none_is_refused_and_changes_nothing() {
-        logged(Format::Text, |level| {
-            for wrong in ["loud", "", "info,x=loud"] {
-                assert!(level.set(wrong).is_err(), "{wrong}");
-            }
-            assert_eq!(level.current(), "info");
-            level.set("warn,vane_chassis=trace").unwrap();
-        });
-    }
-}
+mod tests;
