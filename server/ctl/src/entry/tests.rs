@@ -1,5 +1,9 @@
 use clap::Parser;
 
+use vane_wire::spire::api::server::entry::v1 as wire;
+use vane_wire::spire::api::types;
+
+use super::change::{Item, ids_of, report};
 use super::*;
 
 #[derive(Debug, Parser)]
