@@ -24,6 +24,7 @@ use vane_chassis::mtls::{Limits, Party, Roots, TlsListener, anyone, server_confi
 use vane_chassis::ops::Ops;
 use vane_chassis::ready::Ready as Readiness;
 use vane_chassis::tasks::{TaskError, Tasks};
+use vane_chassis::telemetry;
 use vane_chassis::unix_listener::{Socket, UnixListener};
 use vane_identity::id::TrustDomain;
 use vane_store::kv::Kv;
@@ -126,6 +127,7 @@ pub async fn run(
         authority: Arc::clone(&authority),
         log,
         own_svid: own_svid.chain(),
+        log_level: telemetry::running(),
         metrics,
     });
     let services = Services::new(&parts).await;

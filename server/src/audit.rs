@@ -6,6 +6,7 @@
 
 use serde_json::{Value, json};
 use vane_authority::log::Leaf;
+use vane_chassis::telemetry::LogLevel;
 use vane_identity::entry::Entry;
 use vane_identity::id::SpiffeId;
 
@@ -31,6 +32,8 @@ pub enum Change<'a> {
     AgentBanned(&'a SpiffeId),
     /// An agent was evicted.
     AgentDeleted(&'a SpiffeId),
+    /// The level of the process's log is about to be this.
+    LogLevelSet(LogLevel),
 }
 
 impl Change<'_> {
@@ -44,6 +47,7 @@ impl Change<'_> {
             Self::TokenCreated { .. } => "Agent/CreateJoinToken",
             Self::AgentBanned(_) => "Agent/BanAgent",
             Self::AgentDeleted(_) => "Agent/DeleteAgent",
+            Self::LogLevelSet(_) => "Logger/SetLogLevel",
         }
     }
 
@@ -60,6 +64,7 @@ impl Change<'_> {
                 "expires_at": expires_at,
             }),
             Self::AgentBanned(id) | Self::AgentDeleted(id) => json!({ "agent_id": id }),
+            Self::LogLevelSet(level) => json!({ "level": level.name() }),
         }
     }
 

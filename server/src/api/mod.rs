@@ -20,6 +20,7 @@ mod agent;
 mod bundle;
 mod debug;
 mod entry;
+mod logger;
 mod svid;
 mod sync;
 

@@ -15,6 +15,7 @@ use vane_authority::log::{Leaf, Log};
 use vane_authority::profile::SvidKind;
 use vane_chassis::clock::Clock;
 use vane_chassis::metrics::Metrics;
+use vane_chassis::telemetry::Level;
 use vane_identity::entry::Entry;
 use vane_identity::id::{SpiffeId, TrustDomain};
 use vane_identity::key::PublicKey;
@@ -57,6 +58,8 @@ pub struct PartsDeps {
     pub log: Arc<Log>,
     /// The server's own certificate chain, for `Debug.GetInfo`.
     pub own_svid: watch::Receiver<Arc<[Certificate]>>,
+    /// The level of the process's log.
+    pub log_level: Level,
     /// Where the counters go.
     pub metrics: Metrics,
 }
@@ -89,6 +92,7 @@ pub struct Parts {
     pub(super) limits: Arc<Limits>,
     pub(super) roles: Roles,
     pub(super) own_svid: watch::Receiver<Arc<[Certificate]>>,
+    pub(super) log_level: Level,
     pub(super) started: Instant,
     pub(super) recent: Recent,
     pub(super) calls: Calls,
@@ -151,6 +155,7 @@ impl Parts {
             limits,
             roles,
             own_svid: deps.own_svid,
+            log_level: deps.log_level,
             recent: Recent::default(),
             calls: Calls::register(&deps.metrics),
             attestations: attestations(&deps.metrics),

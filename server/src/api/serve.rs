@@ -16,6 +16,7 @@ use vane_wire::spire::api::server::agent::v1::agent_server::AgentServer;
 use vane_wire::spire::api::server::bundle::v1::bundle_server::BundleServer;
 use vane_wire::spire::api::server::debug::v1::debug_server::DebugServer;
 use vane_wire::spire::api::server::entry::v1::entry_server::EntryServer;
+use vane_wire::spire::api::server::logger::v1::logger_server::LoggerServer;
 use vane_wire::spire::api::server::svid::v1::svid_server::SvidServer;
 
 use super::agent::AgentService;
@@ -24,6 +25,7 @@ use super::connection::Connection;
 use super::debug::DebugService;
 use super::entry::EntryService;
 use super::guard::GuardLayer;
+use super::logger::LoggerService;
 use super::svid::SvidService;
 use super::sync::SyncService;
 use super::{MAX_MESSAGE, Parts};
@@ -71,6 +73,7 @@ impl Services {
             .add_service(sized!(BundleServer, BundleService(Arc::clone(&parts))))
             .add_service(sized!(DebugServer, DebugService(Arc::clone(&parts))))
             .add_service(sized!(EntryServer, EntryService(Arc::clone(&parts))))
+            .add_service(sized!(LoggerServer, LoggerService(Arc::clone(&parts))))
             .add_service(sized!(SvidServer, SvidService(Arc::clone(&parts))))
             .add_service(SyncService::new(&parts))
             .add_service(health_service);

@@ -25,6 +25,7 @@ use vane_chassis::clock::{Clock, Manual, Watched};
 use vane_chassis::metrics::Metrics;
 use vane_chassis::mtls::{Peer, PeerSvid};
 use vane_chassis::tasks::Tasks;
+use vane_chassis::telemetry::{Level, LogLevel};
 use vane_identity::id::{SpiffeId, TrustDomain};
 use vane_identity::key::{KeyType, PublicKey};
 use vane_identity::x509_svid::{Certificate, Role, X509Svid, serial_decimal};
@@ -117,6 +118,7 @@ impl World {
             authority,
             log,
             own_svid: watch::channel(Arc::from([])).1,
+            log_level: Level::detached(LogLevel::Info),
             metrics,
         });
         let services = Services::new(&parts).await;

@@ -57,10 +57,6 @@ const UNSERVED: &[(&str, &str)] = &[
         "/spire.api.server.localauthority.v1.LocalAuthority/",
         "rotating authorities by hand",
     ),
-    (
-        "/spire.api.server.logger.v1.Logger/",
-        "changing the log level at run time",
-    ),
     ("/spire.api.server.svid.v1.SVID/BatchNewWITSVID", WIT),
     ("/spire.api.server.svid.v1.SVID/MintJWTSVID", JWT),
     ("/spire.api.server.svid.v1.SVID/MintWITSVID", WIT),
