@@ -148,6 +148,7 @@ impl Parts {
             backoff: self.backoff,
             key_type: self.config.agent.workload_x509_svid_key_type,
             prefetch: self.config.agent.svid_cache_max,
+            sync_interval: self.config.agent.sync_interval,
             counters: counters.clone(),
         };
         let (cache, reader, mut synced) = Cache::new(deps, self.config.agent.trust_domain.clone());

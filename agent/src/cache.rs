@@ -25,7 +25,7 @@ use crate::counters::Counters;
 use crate::issue::{self, BATCH, Outcome};
 use crate::link::{End, Event, Link};
 use crate::node::meaning;
-use crate::registry::{Reaction, Registry};
+use crate::registry::{Reaction, Registry, Round};
 use crate::snapshot::{Served, Snapshot, State};
 use crate::svid::{Svid, hex};
 
@@ -34,6 +34,8 @@ const BACKGROUND: usize = 100;
 /// The longest pause before a background batch: agents that got the same news ask at
 /// different times.
 const PAUSE: Duration = Duration::from_secs(5);
+/// How often SPIRE's agents ask their server.
+pub const SYNC_INTERVAL: Duration = Duration::from_secs(5);
 /// The difference to the server's clock that is reported.
 const SKEW: Duration = Duration::from_secs(5);
 /// The first wait before a failed SVID is tried again; it doubles up to [`RETRY_MAX`].
@@ -54,6 +56,8 @@ pub struct Deps {
     pub own_svid: watch::Receiver<bool>,
     /// The waits between two tries to reach the server.
     pub backoff: Policy,
+    /// How often a server is asked that cannot push.
+    pub sync_interval: Duration,
     /// The kind of workload keys.
     pub key_type: KeyType,
     /// The most SVIDs that are fetched before anybody asks.
@@ -104,6 +108,8 @@ pub struct Cache {
     background: Background,
     /// The open stream has been in sync: when it ends in good order, nothing hinders the next.
     was_in_sync: bool,
+    /// The server cannot push: it is asked.
+    is_asking: bool,
     is_skewed: bool,
     trust_domain: TrustDomain,
 }
@@ -169,7 +175,7 @@ impl Cache {
         let has_own = *deps.own_svid.borrow();
         let link = match has_own {
             true => Link::wait(Duration::ZERO),
-            false => Link::Idle,
+            false => Link::idle(),
         };
         let cache = Self {
             backoff: Backoff::new(deps.backoff, fastrand::Rng::new()),
@@ -183,6 +189,7 @@ impl Cache {
             answers: mpsc::channel(ANSWERS),
             background: Background::Idle,
             was_in_sync: false,
+            is_asking: false,
             is_skewed: false,
             trust_domain,
             deps,
@@ -227,11 +234,16 @@ impl Cache {
 
     fn on_link(&mut self, event: Event) -> Result<(), CacheError> {
         match event {
-            Event::Time => self.reopen(),
+            Event::Time => self.try_again(),
             Event::Opened => {
                 self.deps.counters.sync_streams.inc();
+                if std::mem::take(&mut self.is_asking) {
+                    tracing::info!("the server pushes now");
+                }
                 tracing::debug!("the stream to the server is open");
             }
+            Event::NoStreams => self.ask_server(),
+            Event::Round(round) => self.take_round(round),
             Event::Message(message) => {
                 let now = to_unix(self.deps.clock.now());
                 self.deps.counters.sync_last.set(now);
@@ -243,10 +255,45 @@ impl Cache {
         Ok(())
     }
 
+    fn try_again(&mut self) {
+        let hello = self.registry.hello(env!("CARGO_PKG_VERSION"));
+        if !self.link.try_again(hello) {
+            self.reopen();
+        }
+    }
+
+    fn ask_server(&mut self) {
+        if !self.is_asking {
+            let interval_ms = self.deps.sync_interval.as_millis();
+            tracing::info!(interval_ms, "the server cannot push (SPIRE?): it is asked");
+            self.is_asking = true;
+        }
+        self.link.ask(self.registry.entries().clone());
+    }
+
+    fn take_round(&mut self, round: Round) {
+        let now = to_unix(self.deps.clock.now());
+        self.deps.counters.sync_last.set(now);
+        self.link.pause(self.pause());
+        let reaction = self.registry.take_round(round);
+        self.react(reaction);
+    }
+
+    /// How long until the server is asked again: SPIRE's interval, +-10 %, and not longer than
+    /// its default while there is nothing to serve.
+    fn pause(&self) -> Duration {
+        let has_some = self.slots.values().any(|slot| slot.svid.is_some());
+        let interval = match has_some {
+            true => self.deps.sync_interval,
+            false => self.deps.sync_interval.min(SYNC_INTERVAL),
+        };
+        interval.mul_f64(0.9 + 0.2 * fastrand::f64())
+    }
+
     fn reopen(&mut self) {
         self.was_in_sync = false;
         if !*self.deps.own_svid.borrow_and_update() {
-            self.link = Link::Idle;
+            self.link = Link::idle();
             return;
         }
         let hello = self.registry.hello(env!("CARGO_PKG_VERSION"));

@@ -80,6 +80,9 @@ pub struct Agent {
     /// The most X.509-SVIDs that are fetched before anybody asks.
     #[serde(default = "default_cache_max")]
     pub svid_cache_max: usize,
+    /// How often a SPIRE server is asked, which cannot push as ours does.
+    #[serde(default = "default_sync_interval", with = "humantime_serde")]
+    pub sync_interval: Duration,
     /// The longest wait between two tries to reach the server.
     #[serde(default = "default_max_backoff", with = "humantime_serde")]
     pub max_backoff: Duration,
@@ -152,8 +155,8 @@ pub enum Invalid {
     #[error("there is no [[workload_attestor]]: nothing could be told from anything else")]
     NoAttestor,
     /// A wait is zero.
-    #[error("agent.max_backoff must not be zero")]
-    NoBackoff,
+    #[error("agent.{0} must not be zero")]
+    NoWait(&'static str),
 }
 
 impl Config {
@@ -237,7 +240,10 @@ impl Agent {
             return Err(Invalid::Both("join_token", "join_token_file"));
         }
         if self.max_backoff.is_zero() {
-            return Err(Invalid::NoBackoff);
+            return Err(Invalid::NoWait("max_backoff"));
+        }
+        if self.sync_interval.is_zero() {
+            return Err(Invalid::NoWait("sync_interval"));
         }
         Ok(())
     }
@@ -269,6 +275,10 @@ fn default_cache_max() -> usize {
 
 fn default_max_backoff() -> Duration {
     Duration::from_secs(60)
+}
+
+fn default_sync_interval() -> Duration {
+    Duration::from_secs(5)
 }
 
 fn default_log_level() -> String {

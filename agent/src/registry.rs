@@ -1,4 +1,5 @@
-//! The entries and bundles that the server pushes, and the rules of the stream (NAMES 2, 3).
+//! The entries and bundles that the server pushes, and the rules of the stream (NAMES 2, 3);
+//! or what a server has that can only be asked, a [`Round`] at a time.
 //!
 //! Pure: messages go in, what to answer and what changed come out. Messages are applied in
 //! order of arrival. A list names the whole set: what no item of it named is dropped at its
@@ -56,6 +57,17 @@ pub struct Reaction {
     pub server_time: Option<i64>,
     /// Something in the message was not understood and left out.
     pub ignored: usize,
+}
+
+/// All that a server which cannot push has for this agent, at one time.
+#[derive(Debug, Default)]
+pub struct Round {
+    /// The IDs of the whole set.
+    pub listed: HashSet<EntryId>,
+    /// Bodies of the set; those that are not here are held already.
+    pub bodies: Vec<types::Entry>,
+    /// All bundles.
+    pub bundles: Vec<types::Bundle>,
 }
 
 impl Registry {
@@ -146,6 +158,61 @@ impl Registry {
         }
     }
 
+    /// Applies what was asked for in place of a stream. The next stream claims nothing.
+    pub fn take_round(&mut self, round: Round) -> Reaction {
+        (self.listing, self.bundling) = (None, None);
+        let was_unreadable = std::mem::take(&mut self.unreadable);
+        self.forget_position();
+        let mut reaction = self.take_bundles(&Bundles {
+            bundles: round.bundles,
+            removed: Vec::new(),
+            bundle_revision: 0,
+            full: true,
+            last: true,
+        });
+        reaction.answers.clear();
+        for wire in &round.bodies {
+            match convert::entry::from_wire(wire, &self.trust_domain) {
+                Ok(entry) => reaction.changed |= self.put(entry),
+                Err(_) => {
+                    reaction.ignored += 1;
+                    self.unreadable = true;
+                }
+            }
+        }
+        reaction.changed |= self.keep_only(&round.listed);
+        // The same comes again with every round: it is told once.
+        if was_unreadable {
+            reaction.ignored = 0;
+        }
+        reaction.in_sync = true;
+        reaction
+    }
+
+    /// Puts an entry in; whether it is another than before.
+    fn put(&mut self, entry: Entry) -> bool {
+        let held = self.entries.get(&entry.id);
+        if held.is_some_and(|held| **held == entry) {
+            return false;
+        }
+        self.remove(&entry.id);
+        self.set_digest.add(member(&entry));
+        self.entries.insert(entry.id.clone(), Arc::new(entry));
+        true
+    }
+
+    /// Drops what is not in `seen`; whether there was something.
+    fn keep_only(&mut self, seen: &HashSet<EntryId>) -> bool {
+        let gone: Vec<EntryId> = self
+            .entries
+            .keys()
+            .filter(|id| !seen.contains(*id))
+            .cloned()
+            .collect();
+        gone.iter().for_each(|id| self.remove(id));
+        !gone.is_empty()
+    }
+
     fn take_bundles(&mut self, message: &Bundles) -> Reaction {
         let mut reaction = Reaction::default();
         // A chunk without bundles that is not the last one starts the full set (again).
@@ -231,14 +298,7 @@ impl Registry {
         reaction.answers.extend(needs);
         if list.last {
             let seen = self.listing.take().unwrap_or_default();
-            let gone: Vec<EntryId> = self
-                .entries
-                .keys()
-                .filter(|id| !seen.contains(*id))
-                .cloned()
-                .collect();
-            reaction.changed = !gone.is_empty();
-            gone.iter().for_each(|id| self.remove(id));
+            reaction.changed = self.keep_only(&seen);
             // An empty one says that nothing more is needed.
             reaction.answers.push(Request::Need(Need {
                 entry_ids: Vec::new(),
@@ -258,12 +318,10 @@ impl Registry {
                 self.unreadable = true;
                 continue;
             };
-            self.remove(&entry.id);
-            self.set_digest.add(member(&entry));
             if let Some(seen) = &mut self.listing {
                 seen.insert(entry.id.clone());
             }
-            self.entries.insert(entry.id.clone(), Arc::new(entry));
+            self.put(entry);
         }
         for id in delta
             .removed

@@ -110,6 +110,12 @@ impl Snapshot {
         self.bundles.get(&self.trust_domain)
     }
 
+    /// A bundle.
+    #[cfg(test)]
+    pub(crate) fn bundle(&self, trust_domain: &TrustDomain) -> Option<&Arc<Bundle>> {
+        self.bundles.get(trust_domain)
+    }
+
     /// An entry by its ID, for `explain` and tests.
     #[must_use]
     pub fn find(&self, id: &EntryId) -> Option<&Served> {

@@ -1,6 +1,8 @@
 //! A server for tests: a Unix socket whose Watch streams the test speaks itself, and which
 //! signs whatever is asked.
 
+mod spire;
+
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -29,6 +31,8 @@ use vane_identity::id::TrustDomain;
 use vane_identity::key::{KeyType, key_identifier};
 use vane_identity::lifetime::{from_unix, to_unix};
 use vane_identity::x509_svid::Certificate;
+use vane_wire::spire::api::server::bundle::v1::bundle_server::BundleServer;
+use vane_wire::spire::api::server::entry::v1::entry_server::EntryServer;
 use vane_wire::spire::api::server::svid::v1::svid_server::{Svid, SvidServer};
 use vane_wire::spire::api::server::svid::v1::{
     BatchNewWitsvidRequest, BatchNewWitsvidResponse, BatchNewX509svidRequest,
@@ -45,6 +49,8 @@ use vane_wire::vane::sync::v1::{Bundles, Delta, Hello, InSync, WatchRequest, Wat
 
 use crate::cache::{Cache, CacheError, Deps, Reader};
 use crate::counters::Counters;
+
+use spire::Spire;
 
 /// No step of a test takes so long.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
@@ -144,6 +150,7 @@ pub(crate) struct Fake {
     refused: Arc<Mutex<HashSet<String>>>,
     /// By how much the server's clock is ahead of the agent's, in seconds.
     pub(crate) ahead: Arc<AtomicI64>,
+    pub(crate) spire: Spire,
     pub(crate) clock: Arc<Manual>,
     pub(crate) dir: TempDir,
     pub(crate) tasks: TaskSet,
@@ -162,6 +169,7 @@ struct Served {
     batches: mpsc::UnboundedSender<Vec<String>>,
     refused: Arc<Mutex<HashSet<String>>>,
     ahead: Arc<AtomicI64>,
+    spire: Spire,
     clock: Arc<Manual>,
 }
 
@@ -175,18 +183,23 @@ impl Fake {
         let (ca, refused) = (Arc::new(Ca::new()), Arc::default());
         let clock = Arc::new(Manual::starting_now());
         let ahead = Arc::<AtomicI64>::default();
+        let spire = Spire::default();
         let served = Served {
             ca: Arc::clone(&ca),
             sessions: session_sender,
             batches: batch_sender,
             refused: Arc::clone(&refused),
             ahead: Arc::clone(&ahead),
+            spire: spire.clone(),
             clock: Arc::clone(&clock),
         };
+        let served_spire = spire.clone();
         let tasks = TaskSet::new("fake");
         tasks.spawn(async move {
             let server = Server::builder()
                 .add_service(SyncServer::new(served.clone()))
+                .add_service(EntryServer::new(spire.clone()))
+                .add_service(BundleServer::new(spire))
                 .add_service(SvidServer::new(served));
             server.serve_with_incoming(listener).await.unwrap();
         });
@@ -197,6 +210,7 @@ impl Fake {
             batches,
             refused,
             ahead,
+            spire: served_spire,
             clock,
             dir,
             tasks,
@@ -216,6 +230,16 @@ impl Fake {
         bundle
     }
 
+    /// A server that cannot push, with the own bundle, in pages of two.
+    pub(crate) fn spire() -> Self {
+        let fake = Self::new();
+        let own = (&fake.bundle(false)).into();
+        let mut holds = fake.spire.holds();
+        (holds.is_spire, holds.page, holds.bundles) = (true, 2, vec![own]);
+        drop(holds);
+        fake
+    }
+
     /// A cache that connects here, running.
     pub(crate) fn cache(&self) -> Running {
         let socket = self.socket.clone();
@@ -233,6 +257,7 @@ impl Fake {
             backoff: Policy::new(ms(1), ms(5), 2.0).unwrap(),
             key_type: KeyType::EcP256,
             prefetch: 1_000,
+            sync_interval: ms(20),
             counters: Counters::default(),
         };
         let (cache, reader, synced) = Cache::new(deps, own());
@@ -343,6 +368,9 @@ impl Sync for Served {
         &self,
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        if self.spire.holds().is_spire {
+            return Err(Status::unimplemented("unknown service vane.sync.v1.Sync"));
+        }
         let mut requests = request.into_inner();
         let first = requests.message().await?.and_then(|first| first.request);
         let Some(Ask::Hello(hello)) = first else {

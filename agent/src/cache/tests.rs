@@ -268,3 +268,83 @@ async fn when_the_clock_is_set_svids_are_judged_anew() {
         until(&mut running, |now| has_svid(now, "a")).await;
     }
 }
+
+#[tokio::test]
+async fn a_server_that_cannot_push_is_asked_and_found_again_once_it_can() {
+    let mut fake = Fake::spire();
+    let entries = ["a", "b", "c"].map(|id| entry(id, "unix:uid:1"));
+    fake.spire.holds().entries = entries.iter().map(Into::into).collect();
+    let mut running = fake.cache();
+    running.in_sync().await;
+    assert_eq!(fake.spire.holds().asked, [vec!["a", "b"], vec!["c"]]);
+    running.reader.want(ids(&["c"]));
+    assert_eq!(fake.batch().await, ["c"]);
+    until(&mut running, |now| has_svid(now, "c")).await;
+
+    // Only what changed comes over the wire; what is gone is dropped.
+    let changed = Entry {
+        revision_number: 1,
+        ..entries[1].clone()
+    };
+    fake.spire.holds().asked.clear();
+    fake.spire.holds().entries = [&changed, &entries[2], &entry("d", "unix:uid:1")]
+        .map(Into::into)
+        .into();
+    until(&mut running, |now| now.find(&ids(&["d"])[0]).is_some()).await;
+    until(&mut running, |now| now.find(&ids(&["a"])[0]).is_none()).await;
+    assert_eq!(fake.spire.holds().asked, [["b", "d"]]);
+
+    // A tainted authority replaces SVIDs as ever.
+    fake.spire.holds().bundles = vec![(&fake.bundle(true)).into()];
+    assert_eq!(fake.batch().await, ["c"]);
+
+    // While it is broken everything stays, and once it can push it does.
+    fake.spire.holds().broken = Some(Status::unavailable("broken"));
+    fake.spire.holds().is_spire = false;
+    let session = fake.session().await;
+    assert!(session.hello.epoch.is_empty(), "nothing is claimed");
+    let held = [changed, entries[2].clone(), entry("d", "unix:uid:1")];
+    let bundle = fake.bundle(true);
+    session.in_sync(&held, &bundle).await;
+    session.change(&[], &["d"]).await;
+    until(&mut running, |now| now.find(&ids(&["d"])[0]).is_none()).await;
+    until(&mut running, |now| now.find(&ids(&["b"])[0]).is_some()).await;
+}
+
+#[tokio::test]
+async fn a_server_without_pages_is_asked_for_all_and_bundles_follow_the_entries() {
+    let fake = Fake::spire();
+    let other = TrustDomain::parse("other.org").unwrap();
+    let federated = Entry {
+        federates_with: vec![other.clone(), TrustDomain::parse("gone.org").unwrap()],
+        ..entry("a", "unix:uid:1")
+    };
+    {
+        let mut holds = fake.spire.holds();
+        holds.no_sync = true;
+        holds.entries = vec![(&federated).into(), (&entry("b", "unix:uid:1")).into()];
+        holds.bundles.push((&Bundle::empty(other.clone())).into());
+    }
+    let mut running = fake.cache();
+    running.in_sync().await;
+    until(&mut running, |now| now.bundle(&other).is_some()).await;
+    fake.spire.holds().entries.remove(0);
+    until(&mut running, |now| now.bundle(&other).is_none()).await;
+    assert!(running.reader.snapshots().borrow().own_bundle().is_some());
+}
+
+#[tokio::test]
+async fn a_denial_of_a_server_that_is_asked_ends_the_cache() {
+    let fake = Fake::spire();
+    let denied = Refusal::denied(Reason::AgentBanned, "authorization denied");
+    fake.spire.holds().broken = Some(denied.into());
+    let mut running = fake.cache();
+    let ended = soon(running.ended.recv()).await.unwrap();
+    assert!(matches!(
+        ended,
+        Err(CacheError::Denied {
+            reason: Reason::AgentBanned,
+            ..
+        })
+    ));
+}
