@@ -11,6 +11,7 @@ use vane_chassis::backoff::Policy;
 use vane_chassis::builtin::open_section;
 use vane_chassis::clock::{Clock, System, Watched};
 use vane_chassis::files::{private_dir, raise_nofile};
+use vane_chassis::health::Health;
 use vane_chassis::metrics::Metrics;
 use vane_chassis::mtls::{Identity, Party, Roots, client_config, only};
 use vane_chassis::ops::Ops;
@@ -126,12 +127,13 @@ impl Parts {
         let agent_id = own.id.clone();
 
         let metrics = Metrics::new(PREFIX, env!("CARGO_PKG_VERSION"));
+        metrics.register_process(self.config.agent.trust_domain.as_str(), &self.clock);
         let counters = Counters::register(&metrics);
         let waits = vane_chassis::ready::Ready::new();
         let first_sync = waits.register("the first sync with the server");
         let ops = match self.config.telemetry.ops_address {
             Some(address) => Some(
-                Ops::bind(address, metrics, waits)
+                Ops::bind(address, metrics, Health::new(waits))
                     .await
                     .context("telemetry.ops_address")?,
             ),

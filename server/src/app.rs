@@ -19,6 +19,7 @@ use vane_authority::server_id;
 use vane_chassis::builtin::open_section;
 use vane_chassis::clock::{Clock, System, Watched};
 use vane_chassis::files::{SHARED_RUN_DIR, compat_dir, private_dir, raise_nofile, socket_dir};
+use vane_chassis::health::Health;
 use vane_chassis::metrics::Metrics;
 use vane_chassis::mtls::{Limits, Party, Roots, TlsListener, anyone, server_config};
 use vane_chassis::ops::Ops;
@@ -29,6 +30,7 @@ use vane_chassis::unix_listener::{Socket, UnixListener};
 use vane_identity::id::TrustDomain;
 use vane_store::kv::Kv;
 use vane_store::memory::MemoryKv;
+use vane_store::observed::Observed;
 use vane_store::sled_kv::{SledConfig, SledKv};
 
 use crate::api::{self, Admitted, Connection, Parts, PartsDeps, Places, Services, Settings};
@@ -36,6 +38,7 @@ use crate::config::{COMPAT_SOCKET, Config, Engine};
 use crate::own_svid::OwnSvid;
 use crate::push::Push;
 use crate::state::State;
+use crate::vitals::Vitals;
 
 #[cfg(test)]
 mod tests;
@@ -80,16 +83,20 @@ pub async fn run(
     let watched = Watched::new(Arc::new(System));
     let clock: Arc<dyn Clock> = Arc::<Watched>::clone(&watched);
     let metrics = Metrics::new("vane_server", env!("CARGO_PKG_VERSION"));
+    metrics.register_process(trust_domain.as_str(), &clock);
+    let started = clock.monotonic();
     let readiness = Readiness::new();
-    let starting = readiness.register("server");
+    let starting = readiness.register("the store, the authorities and the listeners");
+    let health = Health::new(readiness);
     let below = CancellationToken::new();
     let mut ground = Tasks::with_token(below.clone());
     ground.spawn("clock", watched.run(below.clone()));
-    serve_ops(&config, &metrics, readiness, &mut ground).await?;
+    serve_ops(&config, &metrics, health.clone(), &mut ground).await?;
 
     let dir = private_dir(&server.data_dir).context("server.data_dir")?;
     let server_id = server_id::load_or_create(&dir)?;
-    let kv = open_store(&config).await?;
+    let store = Observed::new(open_store(&config).await?, Arc::clone(&clock));
+    let kv: Arc<dyn Kv> = Arc::<Observed>::clone(&store);
     let log = open_log(&config, &clock)?;
     let key_deps = key_manager::Deps {
         data_dir: server.data_dir.clone(),
@@ -118,6 +125,20 @@ pub async fn run(
         clock: Arc::clone(&clock),
     };
     let tls = server_config(&party)?;
+    let vitals = Arc::new(Vitals {
+        clock: Arc::clone(&clock),
+        started,
+        trust_domain: trust_domain.clone(),
+        store,
+        store_dir: store_dir(&config),
+        state: Arc::clone(&state),
+        authority: Arc::clone(&authority),
+        log: Arc::clone(&log),
+        own_svid: own_svid.times(),
+        max_staleness: server.max_staleness,
+    });
+    vitals.register(&metrics);
+    health.attach(move || vitals.findings());
     let parts = Parts::new(PartsDeps {
         settings: settings(&config),
         clock,
@@ -223,14 +244,14 @@ where
 async fn serve_ops(
     config: &Config,
     metrics: &Metrics,
-    readiness: Readiness,
+    health: Health,
     tasks: &mut Tasks,
 ) -> anyhow::Result<()> {
     if !config.telemetry.enabled {
         return Ok(());
     }
     let address = config.telemetry.ops_address;
-    let ops = Ops::bind(address, metrics.clone(), readiness)
+    let ops = Ops::bind(address, metrics.clone(), health)
         .await
         .with_context(|| format!("cannot listen on telemetry.ops_address {address}"))?;
     tasks.spawn("ops", ops.run(tasks.token()));
@@ -240,6 +261,12 @@ async fn serve_ops(
 /// Four fifths of the descriptors: the rest is for the store, the log and the admin sockets.
 fn agent_connections(descriptors: u64) -> usize {
     usize::try_from(descriptors / 5 * 4).unwrap_or(usize::MAX)
+}
+
+/// Where the store has its files, when it has some.
+fn store_dir(config: &Config) -> Option<PathBuf> {
+    let dir = config.server.data_dir.join("store");
+    (config.store.engine != Engine::Memory).then_some(dir)
 }
 
 async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Kv>> {

@@ -228,6 +228,12 @@ impl Method {
             .map(|&(path, allowed)| Self { path, allowed })
     }
 
+    /// Where the method at `path` stands in [`METHODS`].
+    #[must_use]
+    pub fn index(path: &str) -> Option<usize> {
+        METHODS.binary_search_by(|row| row.0.cmp(path)).ok()
+    }
+
     /// Its service, without slashes.
     #[must_use]
     pub fn service(self) -> &'static str {

@@ -14,6 +14,9 @@ pub mod config;
 pub mod rate_limit;
 
 pub mod audit;
+pub mod health;
+
+pub mod vitals;
 
 pub mod api;
 

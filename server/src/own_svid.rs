@@ -19,6 +19,8 @@ use vane_identity::lifetime::{Jitter, is_due, renewal};
 use vane_identity::x509_svid::{Certificate, X509Svid};
 use vane_wire::record::AuthorityState;
 
+use crate::vitals::OwnTimes;
+
 /// The wait after a renewal that failed.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -49,6 +51,7 @@ pub struct OwnSvid {
     clock: Arc<dyn Clock>,
     id: SpiffeId,
     chain: watch::Sender<Arc<[Certificate]>>,
+    times: watch::Sender<OwnTimes>,
     issued_at: SystemTime,
     due: SystemTime,
     /// The last renewal failed: another authority may be what was missing.
@@ -71,6 +74,10 @@ impl OwnSvid {
             identity: Identity::empty(),
             id: trust_domain.server_id()?,
             chain: watch::channel(Arc::from([])).0,
+            times: watch::Sender::new(OwnTimes {
+                not_after: clock.now(),
+                due: clock.now(),
+            }),
             issued_at: clock.now(),
             due: clock.now(),
             failed: false,
@@ -91,6 +98,12 @@ impl OwnSvid {
     #[must_use]
     pub fn chain(&self) -> watch::Receiver<Arc<[Certificate]>> {
         self.chain.subscribe()
+    }
+
+    /// When it ends and is renewed, as it changes.
+    #[must_use]
+    pub fn times(&self) -> watch::Receiver<OwnTimes> {
+        self.times.subscribe()
     }
 
     /// Renews until `stop`.
@@ -149,6 +162,10 @@ impl OwnSvid {
         self.due = renewal(self.issued_at, svid.leaf().validity, jitter);
         let signer = svid.leaf().authority_key_id.as_deref().unwrap_or_default();
         self.signed_by = signer.iter().map(|byte| format!("{byte:02x}")).collect();
+        self.times.send_replace(OwnTimes {
+            not_after: svid.leaf().validity.not_after,
+            due: self.due,
+        });
         self.chain.send_replace(svid.chain().into());
         Ok(())
     }

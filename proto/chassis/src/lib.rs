@@ -7,13 +7,14 @@ pub mod backoff;
 pub mod clock;
 pub mod config;
 pub mod files;
-pub mod metrics;
 pub mod ready;
 pub mod signals;
 pub mod tasks;
 pub mod telemetry;
 
 pub mod builtin;
+pub mod health;
+pub mod metrics;
 
 pub mod h2_authority;
 

@@ -2,7 +2,14 @@
 //!
 //! A component registers its own metrics when it is made and keeps the
 //! handles; this registry adds the prefix and prints them. Label values come
-//! from enums, never from outside: the count of series is bounded.
+//! from enums, never from outside: the count of series is bounded. What SPIRE has
+//! a name for is shown under that as well ([`Metrics::register_spire`]), so that
+//! its dashboards go on; as "unknown" in the type line, since OpenMetrics wants
+//! `_total` behind the name of a counter and SPIRE's have none.
+
+mod calls;
+mod latency;
+mod process;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,6 +19,11 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+pub use calls::{Calls, Counted, spire_name};
+pub use latency::Latency;
+
+use crate::clock::Clock;
+
 /// The media type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -19,12 +31,14 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 #[derive(Clone)]
 pub struct Metrics {
     registry: Arc<Mutex<Registry>>,
+    spire: Arc<Mutex<Registry>>,
+    version: &'static str,
     tasks: Gauge,
 }
 
 impl Metrics {
-    /// An empty registry whose names begin with `prefix` (`vane_server`), with
-    /// `<prefix>_build_info{version="…"}`.
+    /// An empty registry whose names begin with `prefix` (`vane_server`; SPIRE's then with
+    /// `spire_server`), with `<prefix>_build_info{version="…"}`.
     #[must_use]
     pub fn new(prefix: &'static str, version: &'static str) -> Self {
         let mut registry = Registry::with_prefix(prefix);
@@ -39,8 +53,12 @@ impl Metrics {
             "Tasks of the runtime that are alive",
             tasks.clone(),
         );
+        let spire = prefix.strip_prefix("vane").unwrap_or(prefix);
+        let spire = Registry::with_prefix(format!("spire{spire}"));
         Self {
             registry: Arc::new(Mutex::new(registry)),
+            spire: Arc::new(Mutex::new(spire)),
+            version,
             tasks,
         }
     }
@@ -48,6 +66,16 @@ impl Metrics {
     /// Registers a component's metrics, named `<component>_<noun>_<unit>`.
     pub fn register<T>(&self, f: impl FnOnce(&mut Registry) -> T) -> T {
         f(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Registers metrics under SPIRE's names.
+    pub fn register_spire<T>(&self, f: impl FnOnce(&mut Registry) -> T) -> T {
+        f(&mut self.spire.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Shows the process itself, which starts now in `trust_domain`.
+    pub fn register_process(&self, trust_domain: &str, clock: &Arc<dyn Clock>) {
+        process::register(self, self.version, trust_domain, Arc::clone(clock));
     }
 
     /// All values now, as OpenMetrics text.
@@ -60,8 +88,11 @@ impl Metrics {
             self.tasks.set(i64::try_from(alive).unwrap_or(i64::MAX));
         }
         let mut out = String::new();
-        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
-        text::encode(&mut out, &registry)?;
+        for registry in [&self.registry, &self.spire] {
+            let registry = registry.lock().unwrap_or_else(PoisonError::into_inner);
+            text::encode_registry(&mut out, &registry)?;
+        }
+        text::encode_eof(&mut out)?;
         Ok(out)
     }
 }

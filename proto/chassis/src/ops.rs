@@ -2,8 +2,8 @@
 //! `/live`, `/ready` and `/metrics`.
 //!
 //! It has no authentication and tells no secrets; by default it listens on the
-//! loopback address. `/ready` answers 503 with what is still awaited, a line
-//! each.
+//! loopback address. `/live` answers 503 when a restart helps, `/ready` when no
+//! work should be sent; both bodies name each fault and the way out.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,8 +16,8 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::health::Health;
 use crate::metrics::{CONTENT_TYPE, Metrics};
-use crate::ready::Ready;
 
 /// The bound listener.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ pub struct Ops {
 #[derive(Clone, Debug)]
 struct Shown {
     metrics: Metrics,
-    ready: Ready,
+    health: Health,
 }
 
 impl Ops {
@@ -38,13 +38,13 @@ impl Ops {
     ///
     /// # Errors
     /// What the operating system says.
-    pub async fn bind(address: SocketAddr, metrics: Metrics, ready: Ready) -> io::Result<Self> {
+    pub async fn bind(address: SocketAddr, metrics: Metrics, health: Health) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         Ok(Self {
             listener,
             address,
-            state: Shown { metrics, ready },
+            state: Shown { metrics, health },
         })
     }
 
@@ -60,7 +60,7 @@ impl Ops {
     /// What axum says; it does not end for a failed accept.
     pub async fn run(self, stop: CancellationToken) -> io::Result<()> {
         let router = Router::new()
-            .route("/live", get(|| async { "live\n" }))
+            .route("/live", get(show_live))
             .route("/ready", get(show_ready))
             .route("/metrics", get(show_metrics))
             .with_state(self.state);
@@ -70,13 +70,23 @@ impl Ops {
     }
 }
 
+async fn show_live(State(shown): State<Shown>) -> Response {
+    let report = shown.health.report();
+    verdict(report.is_live(), report.body(report.is_live()))
+}
+
 async fn show_ready(State(shown): State<Shown>) -> Response {
-    let awaited = shown.ready.awaited();
-    if awaited.is_empty() {
-        return "ready\n".into_response();
-    }
-    let text = format!("waiting for:\n{}\n", awaited.join("\n"));
-    (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+    let report = shown.health.report();
+    verdict(report.is_ready(), report.body(report.is_ready()))
+}
+
+fn verdict(ok: bool, body: String) -> Response {
+    let status = match ok {
+        true => StatusCode::OK,
+        false => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let json = [(header::CONTENT_TYPE, "application/json")];
+    (status, json, body).into_response()
 }
 
 async fn show_metrics(State(shown): State<Shown>) -> Response {
@@ -94,6 +104,8 @@ mod tests {
     use tokio::net::TcpStream;
 
     use super::*;
+    use crate::health::{Fault, Finding, Harm};
+    use crate::ready::Ready;
     use crate::tasks::Tasks;
 
     async fn ask(address: SocketAddr, path: &str) -> String {
@@ -111,7 +123,8 @@ mod tests {
         let store = ready.register("store");
         let metrics = Metrics::new("vane_test", "1.2.3");
         let any = "127.0.0.1:0".parse().unwrap();
-        let ops = Ops::bind(any, metrics, ready.clone()).await.unwrap();
+        let health = Health::new(ready);
+        let ops = Ops::bind(any, metrics, health.clone()).await.unwrap();
         let address = ops.address();
         let mut tasks = Tasks::new();
         tasks.spawn("ops", ops.run(tasks.token()));
@@ -119,9 +132,18 @@ mod tests {
         assert!(ask(address, "/live").await.starts_with("HTTP/1.1 200"));
         let waiting = ask(address, "/ready").await;
         assert!(waiting.starts_with("HTTP/1.1 503"), "{waiting}");
-        assert!(waiting.ends_with("waiting for:\nstore\n"), "{waiting}");
+        assert!(
+            waiting.contains("\"detail\":\"waiting for: store\""),
+            "{waiting}"
+        );
         store.done();
-        assert!(ask(address, "/ready").await.starts_with("HTTP/1.1 200"));
+        let ready = ask(address, "/ready").await;
+        assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
+        assert!(ready.ends_with("{\"ok\":true,\"faults\":[]}\n"), "{ready}");
+        health.attach(|| vec![Finding::new(Fault::LogStuck, Harm::Dead, "d", "n")]);
+        let dead = ask(address, "/live").await;
+        assert!(dead.starts_with("HTTP/1.1 503"), "{dead}");
+        assert!(dead.contains("\"fault\":\"log_stuck\""), "{dead}");
         let metrics = ask(address, "/metrics").await;
         assert!(metrics.contains(CONTENT_TYPE), "{metrics}");
         assert!(metrics.contains("vane_test_build_info"), "{metrics}");

@@ -206,6 +206,13 @@ impl Authority {
         self.published.subscribe()
     }
 
+    /// When something is done about them by itself.
+    #[must_use]
+    pub fn next_rotation(&self) -> Option<SystemTime> {
+        let records = self.published.borrow().clone();
+        schedule::next_time(&slots(&records), self.deps.clock.now())
+    }
+
     /// Tells the lowest revision of the bundle that every connected agent has applied; `None`
     /// without agents. It moves no time of the schedule (see [`crate::schedule`]): an authority
     /// that is activated before every agent has it is reported.

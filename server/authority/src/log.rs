@@ -9,6 +9,7 @@
 //! Not here yet: the Merkle tree and its signed checkpoints (C2SP tlog-tiles), retention.
 
 mod leaf;
+mod vitals;
 mod writer;
 
 use std::io;
@@ -20,8 +21,11 @@ use std::thread::JoinHandle;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use vane_chassis::clock::Clock;
+use vane_chassis::metrics::Latency;
 
 pub use leaf::Leaf;
+pub use vitals::LogHealth;
+use vitals::Vitals;
 use writer::{Append, Writer};
 
 /// The file's name in the data directory (NAMES 12).
@@ -53,13 +57,14 @@ pub struct Log {
     writer: Option<JoinHandle<()>>,
     repaired: u64,
     failures: Arc<AtomicU64>,
+    vitals: Vitals,
 }
 
 /// Why something is not in the log.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum LogError {
     /// The file could not be opened, written or synced.
-    #[error("cannot {action} the log {}: {source}", path.display())]
+    #[error("cannot {action} the log {}: {source}; {}", path.display(), way_out(source))]
     Io {
         /// What was tried.
         action: &'static str,
@@ -85,6 +90,32 @@ pub enum LogError {
     /// The writer has ended.
     #[error("the log is closed")]
     Closed,
+}
+
+impl LogError {
+    /// Whether a file system has no space left.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if is_full(source))
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
+/// What the operator can do about it.
+fn way_out(error: &io::Error) -> &'static str {
+    match error.kind() {
+        _ if is_full(error) => "free space on its file system; the log goes on by itself then",
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "let the user of the server write there"
+        }
+        _ => "look at the disk and the kernel's log",
+    }
 }
 
 impl Log {
@@ -119,6 +150,7 @@ impl Log {
             })?;
         Ok(Self {
             mode,
+            vitals: Vitals::new(clock.monotonic()),
             clock,
             queue: Some(queue),
             writer: Some(thread),
@@ -132,6 +164,7 @@ impl Log {
     pub fn off(clock: Arc<dyn Clock>) -> Self {
         Self {
             mode: Mode::Off,
+            vitals: Vitals::new(clock.monotonic()),
             clock,
             queue: None,
             writer: None,
@@ -158,6 +191,18 @@ impl Log {
         self.failures.load(Ordering::Relaxed)
     }
 
+    /// How it fares now.
+    #[must_use]
+    pub fn health(&self) -> LogHealth {
+        self.vitals.health(self.clock.monotonic())
+    }
+
+    /// How long appends took until they were durable.
+    #[must_use]
+    pub fn latency(&self) -> &Latency {
+        self.vitals.latency()
+    }
+
     /// Appends `leaves` in their order, all or none; in [`Mode::Required`] returns when they
     /// are durable. A call that is cancelled may leave them in the log.
     ///
@@ -174,12 +219,17 @@ impl Log {
             leaves: leaves.len(),
             done,
         };
+        let waiting = self.vitals.wait(self.clock.monotonic());
         let sent = queue.send(append).await.map_err(|_| LogError::Closed);
         if self.mode == Mode::BestEffort {
             return Ok(());
         }
-        sent?;
-        acknowledged.await.unwrap_or(Err(LogError::Closed))
+        let written = match sent {
+            Ok(()) => acknowledged.await.unwrap_or(Err(LogError::Closed)),
+            Err(error) => Err(error),
+        };
+        waiting.end(&written, self.clock.monotonic());
+        written
     }
 }
 

@@ -23,7 +23,7 @@ use async_trait::async_trait;
 use aws_lc_rs::rand;
 use bytes::Bytes;
 
-pub use error::{CommitError, KvError, Limit, Refusal, WatchError};
+pub use error::{CommitError, FREE_SPACE, KvError, Limit, Refusal, WatchError};
 pub use feed::Watch;
 pub(crate) use feed::{Feed, RingLimits};
 pub use txn::{

@@ -14,4 +14,6 @@ pub mod record;
 pub mod memory;
 pub mod sled_kv;
 
+pub mod observed;
+
 pub mod tables;

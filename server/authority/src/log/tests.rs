@@ -160,6 +160,7 @@ fn log_over(
     writer.count_failures_in(Arc::clone(&failures));
     Log {
         mode,
+        vitals: Vitals::new(clock.monotonic()),
         clock: Arc::clone(clock),
         queue: Some(queue),
         writer: Some(std::thread::spawn(move || writer.run(appends))),

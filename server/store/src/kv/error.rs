@@ -5,6 +5,9 @@
 
 use super::Revision;
 
+/// The way out of a file system without space.
+pub const FREE_SPACE: &str = "free space on its file system; the store goes on by itself then";
+
 /// The store cannot answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KvError {
@@ -37,6 +40,14 @@ pub enum KvError {
         /// The newest version this program reads.
         supported: u8,
     },
+}
+
+impl KvError {
+    /// Whether a file system has no space left.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Unavailable { way_out, .. } if way_out == FREE_SPACE)
+    }
 }
 
 /// A commit was not applied.

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::io;
 use std::path::Path;
 
-use crate::kv::KvError;
+use crate::kv::{FREE_SPACE, KvError};
 use crate::record::{self, FrameError, RESTORE};
 
 /// What goes wrong inside a call into sled.
@@ -64,9 +64,7 @@ pub(super) fn is_locked(error: &sled::Error) -> bool {
 /// The store in `dir` cannot be used until `error` has gone.
 pub(super) fn unavailable(dir: &Path, doing: &str, error: &io::Error) -> KvError {
     let way_out = match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "free space on its file system; the store goes on by itself then"
-        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => FREE_SPACE,
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             "let the user of the server write there; the store tries again by itself"
         }
