@@ -26,6 +26,7 @@ use crate::api::{self, Source};
 use crate::cache::{self, Cache, CacheError, Reader};
 use crate::config::Config;
 use crate::counters::{Counters, PREFIX};
+use crate::jwt::{self, JwtCache};
 use crate::node;
 use crate::obtain::{Obtain, Persistence};
 use crate::own_svid::Disk;
@@ -38,6 +39,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// So long a caller of the Workload API waits for an SVID that is being fetched.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// The most bytes of JWT-SVIDs that are kept.
+const JWT_CACHE_BYTES: usize = 8 * 1024 * 1024;
 
 /// What is known once the agent serves.
 #[derive(Debug, Clone)]
@@ -154,6 +157,16 @@ impl Parts {
             counters: counters.clone(),
         };
         let (cache, reader, mut synced) = Cache::new(deps, self.config.agent.trust_domain.clone());
+        let (jwt_cache, tokens) = JwtCache::new(jwt::Deps {
+            clock: Arc::clone(&self.clock),
+            snapshots: reader.snapshots(),
+            server: reader.server(),
+            bounds: jwt::Bounds {
+                tokens: self.config.agent.jwt_svid_cache_max_size,
+                bytes: JWT_CACHE_BYTES,
+            },
+            counters: counters.clone(),
+        });
         let renewal = Renewal {
             obtain,
             clock: Arc::clone(&self.clock),
@@ -180,6 +193,7 @@ impl Parts {
         }
         tasks.spawn("clock", Arc::clone(&self.watched).run(stop.clone()));
         tasks.spawn("cache", cache.run(stop.clone()));
+        tasks.spawn("JWT cache", jwt_cache.run(stop.clone()));
         tasks.spawn("own SVID", renewal.run(Some(own), stop.clone()));
         tasks.spawn(
             "bundle",
@@ -203,6 +217,14 @@ impl Parts {
             clock: Arc::clone(&self.clock),
             patience: PATIENCE,
             counters,
+            tokens,
+            foreign_claims: self
+                .config
+                .agent
+                .allowed_foreign_jwt_claims
+                .iter()
+                .cloned()
+                .collect(),
         });
         for listener in sockets::public(&self.config.agent, descriptors, &stop)? {
             tasks.spawn(

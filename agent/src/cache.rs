@@ -70,6 +70,7 @@ pub struct Deps {
 #[derive(Clone)]
 pub struct Reader {
     snapshots: watch::Receiver<Arc<Snapshot>>,
+    server: watch::Receiver<Option<Channel>>,
     wanted: Arc<Wanted>,
 }
 
@@ -101,6 +102,7 @@ pub struct Cache {
     link: Link,
     backoff: Backoff,
     snapshots: watch::Sender<Arc<Snapshot>>,
+    server: watch::Sender<Option<Channel>>,
     synced: watch::Sender<bool>,
     wanted: Arc<Wanted>,
     tasks: TaskSet,
@@ -146,6 +148,18 @@ impl Reader {
         self.snapshots.clone()
     }
 
+    /// What is served now.
+    #[must_use]
+    pub fn newest(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshots.borrow())
+    }
+
+    /// The server, while it can be asked: while the stream to it is open.
+    #[must_use]
+    pub fn server(&self) -> watch::Receiver<Option<Channel>> {
+        self.server.clone()
+    }
+
     /// Says that somebody waits for the SVIDs of these entries.
     pub fn want(&self, entries: Vec<EntryId>) {
         self.wanted.lock().extend(entries);
@@ -167,9 +181,11 @@ impl Cache {
         let empty = Snapshot::new(trust_domain.clone(), [], BTreeMap::new());
         let (snapshots, receiver) = watch::channel(Arc::new(empty));
         let (synced, is_synced) = watch::channel(false);
+        let (server, current) = watch::channel(None);
         let wanted = Arc::<Wanted>::default();
         let reader = Reader {
             snapshots: receiver,
+            server: current,
             wanted: Arc::clone(&wanted),
         };
         let has_own = *deps.own_svid.borrow();
@@ -183,6 +199,7 @@ impl Cache {
             slots: BTreeMap::new(),
             link,
             snapshots,
+            server,
             synced,
             wanted,
             tasks: TaskSet::new("issue"),
@@ -206,6 +223,7 @@ impl Cache {
         let mut jumps = self.deps.clock.jumps();
         loop {
             let now = self.deps.clock.now();
+            self.tell_server();
             self.request_due(now);
             let next = self.next_time(now);
             tokio::select! {
@@ -230,6 +248,19 @@ impl Cache {
             self.background = Background::Idle;
         }
         self.publish();
+    }
+
+    /// Others ask the server over the same channel. Between two streams there is always a
+    /// while without one.
+    fn tell_server(&self) {
+        let open = self.link.channel();
+        self.server.send_if_modified(|told| {
+            let changes = told.is_some() != open.is_some();
+            if changes {
+                *told = open.cloned();
+            }
+            changes
+        });
     }
 
     fn on_link(&mut self, event: Event) -> Result<(), CacheError> {

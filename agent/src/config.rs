@@ -83,6 +83,13 @@ pub struct Agent {
     /// How often a SPIRE server is asked, which cannot push as ours does.
     #[serde(default = "default_sync_interval", with = "humantime_serde")]
     pub sync_interval: Duration,
+    /// The most JWT-SVIDs that are kept to be served again.
+    #[serde(default = "default_cache_max")]
+    pub jwt_svid_cache_max_size: usize,
+    /// Claims of JWT-SVIDs of foreign trust domains that ValidateJWTSVID shows beside `sub`,
+    /// `aud` and `exp`.
+    #[serde(default)]
+    pub allowed_foreign_jwt_claims: Vec<String>,
     /// The longest wait between two tries to reach the server.
     #[serde(default = "default_max_backoff", with = "humantime_serde")]
     pub max_backoff: Duration,
@@ -154,6 +161,9 @@ pub enum Invalid {
     /// There is no workload attestor.
     #[error("there is no [[workload_attestor]]: nothing could be told from anything else")]
     NoAttestor,
+    /// No token could be kept.
+    #[error("agent.jwt_svid_cache_max_size must not be zero")]
+    NoJwtCache,
     /// A wait is zero.
     #[error("agent.{0} must not be zero")]
     NoWait(&'static str),
@@ -238,6 +248,9 @@ impl Agent {
         }
         if self.join_token.is_some() && self.join_token_file.is_some() {
             return Err(Invalid::Both("join_token", "join_token_file"));
+        }
+        if self.jwt_svid_cache_max_size == 0 {
+            return Err(Invalid::NoJwtCache);
         }
         if self.max_backoff.is_zero() {
             return Err(Invalid::NoWait("max_backoff"));

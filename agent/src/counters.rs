@@ -34,6 +34,14 @@ pub struct Counters {
     pub svids_received: Counter,
     /// X.509-SVIDs that were asked for in vain.
     pub svids_failed: Counter,
+    /// JWT-SVIDs that are held.
+    pub jwt_svids: Gauge,
+    /// JWT-SVIDs that were received.
+    pub jwt_svids_received: Counter,
+    /// JWT-SVIDs that were asked for in vain.
+    pub jwt_svids_failed: Counter,
+    /// JWT-SVIDs that were served without asking the server.
+    pub jwt_svids_cached: Counter,
     /// Unix seconds at which the agent's own SVID ends.
     pub own_expiry: Gauge,
     /// Streams of the Workload API.
@@ -62,6 +70,8 @@ pub enum Refused {
     Unavailable,
     /// A limit of the connection.
     Limit,
+    /// The request is malformed, or its token is not valid.
+    Request,
 }
 
 impl Counters {
@@ -95,6 +105,21 @@ impl Counters {
                 &own.svids_failed,
             );
             counter(
+                "jwt_svids_received",
+                "JWT-SVIDs received",
+                &own.jwt_svids_received,
+            );
+            counter(
+                "jwt_svids_failed",
+                "JWT-SVIDs asked for in vain",
+                &own.jwt_svids_failed,
+            );
+            counter(
+                "jwt_svids_cached",
+                "JWT-SVIDs served from the cache",
+                &own.jwt_svids_cached,
+            );
+            counter(
                 "workload_api_messages",
                 "Messages sent to workloads",
                 &own.messages,
@@ -115,6 +140,7 @@ impl Counters {
             gauge("entries", "Entries of this agent", &own.entries);
             gauge("bundles", "Bundles held", &own.bundles);
             gauge("x509_svids", "X.509-SVIDs held", &own.svids);
+            gauge("jwt_svids", "JWT-SVIDs held", &own.jwt_svids);
             gauge(
                 "own_svid_expiry_timestamp_seconds",
                 "End of the agent's own SVID",

@@ -1,5 +1,7 @@
 //! A batch of SVIDs: keys and requests are made here, the server signs.
 
+pub mod jwt;
+
 use std::sync::Arc;
 use std::time::Duration;
 

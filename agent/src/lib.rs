@@ -24,6 +24,7 @@ pub mod node;
 pub mod obtain;
 
 pub mod cache;
+pub mod jwt;
 pub mod renewal;
 
 #[cfg(test)]

@@ -107,13 +107,31 @@ impl Snapshot {
     /// The bundle of the own trust domain.
     #[must_use]
     pub fn own_bundle(&self) -> Option<&Arc<Bundle>> {
-        self.bundles.get(&self.trust_domain)
+        self.bundle(&self.trust_domain)
     }
 
-    /// A bundle.
-    #[cfg(test)]
-    pub(crate) fn bundle(&self, trust_domain: &TrustDomain) -> Option<&Arc<Bundle>> {
+    /// The bundle that a process with these entries verifies peers of `trust_domain` with: its
+    /// own, whether an entry matches or not, and those that an entry federates with.
+    #[must_use]
+    pub fn bundle_for<'a>(
+        &'a self,
+        matches: &'a Matches,
+        trust_domain: &TrustDomain,
+    ) -> Option<&'a Bundle> {
+        self.visible(matches)
+            .find(|bundle| bundle.trust_domain == *trust_domain)
+    }
+
+    /// The bundle of `trust_domain`, whoever is to have it.
+    #[must_use]
+    pub fn bundle(&self, trust_domain: &TrustDomain) -> Option<&Arc<Bundle>> {
         self.bundles.get(trust_domain)
+    }
+
+    /// The own trust domain.
+    #[must_use]
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
     }
 
     /// An entry by its ID, for `explain` and tests.

@@ -1,6 +1,7 @@
 //! A server for tests: a Unix socket whose Watch streams the test speaks itself, and which
 //! signs whatever is asked.
 
+mod jwt;
 mod spire;
 
 use std::collections::HashSet;
@@ -50,6 +51,8 @@ use vane_wire::vane::sync::v1::{Bundles, Delta, Hello, InSync, WatchRequest, Wat
 use crate::cache::{Cache, CacheError, Deps, Reader};
 use crate::counters::Counters;
 
+pub(crate) use jwt::JWT_TTL;
+use jwt::JwtSigner;
 use spire::Spire;
 
 /// No step of a test takes so long.
@@ -147,6 +150,8 @@ pub(crate) struct Fake {
     ca: Arc<Ca>,
     sessions: mpsc::Receiver<Session>,
     batches: mpsc::UnboundedReceiver<Vec<String>>,
+    tokens: mpsc::UnboundedReceiver<String>,
+    jwt: JwtSigner,
     refused: Arc<Mutex<HashSet<String>>>,
     /// By how much the server's clock is ahead of the agent's, in seconds.
     pub(crate) ahead: Arc<AtomicI64>,
@@ -167,6 +172,8 @@ struct Served {
     ca: Arc<Ca>,
     sessions: mpsc::Sender<Session>,
     batches: mpsc::UnboundedSender<Vec<String>>,
+    tokens: mpsc::UnboundedSender<String>,
+    jwt: JwtSigner,
     refused: Arc<Mutex<HashSet<String>>>,
     ahead: Arc<AtomicI64>,
     spire: Spire,
@@ -180,6 +187,8 @@ impl Fake {
         let listener = UnixListenerStream::new(UnixListener::bind(&socket).unwrap());
         let (session_sender, sessions) = mpsc::channel(8);
         let (batch_sender, batches) = mpsc::unbounded_channel();
+        let (token_sender, tokens) = mpsc::unbounded_channel();
+        let jwt = JwtSigner::new();
         let (ca, refused) = (Arc::new(Ca::new()), Arc::default());
         let clock = Arc::new(Manual::starting_now());
         let ahead = Arc::<AtomicI64>::default();
@@ -188,6 +197,8 @@ impl Fake {
             ca: Arc::clone(&ca),
             sessions: session_sender,
             batches: batch_sender,
+            tokens: token_sender,
+            jwt: jwt.clone(),
             refused: Arc::clone(&refused),
             ahead: Arc::clone(&ahead),
             spire: spire.clone(),
@@ -208,6 +219,8 @@ impl Fake {
             ca,
             sessions,
             batches,
+            tokens,
+            jwt,
             refused,
             ahead,
             spire: served_spire,
@@ -295,7 +308,8 @@ impl Fake {
         self.batches.try_recv().is_err()
     }
 
-    /// Refuses to sign for this entry, or does so again.
+    /// Refuses to sign for this entry, or does so again. `server` stands for all tokens and
+    /// new streams: it is not there.
     pub(crate) fn refuse(&self, id: &str, refuse: bool) {
         let mut refused = self.refused.lock().unwrap();
         if refuse {
@@ -370,6 +384,9 @@ impl Sync for Served {
     ) -> Result<Response<Self::WatchStream>, Status> {
         if self.spire.holds().is_spire {
             return Err(Status::unimplemented("unknown service vane.sync.v1.Sync"));
+        }
+        if self.refused.lock().unwrap().contains("server") {
+            return Err(Status::unavailable("server is initializing"));
         }
         let mut requests = request.into_inner();
         let first = requests.message().await?.and_then(|first| first.request);
@@ -448,9 +465,9 @@ impl Svid for Served {
 
     async fn new_jwtsvid(
         &self,
-        _: Request<NewJwtsvidRequest>,
+        request: Request<NewJwtsvidRequest>,
     ) -> Result<Response<NewJwtsvidResponse>, Status> {
-        Err(Status::unimplemented(""))
+        self.sign_jwt(request.into_inner()).map(Response::new)
     }
 
     async fn batch_new_witsvid(

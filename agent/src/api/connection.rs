@@ -7,11 +7,14 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
+use tonic::Status;
 use tonic::transport::server::Connected;
 use vane_chassis::h2_authority::AuthorityPatch;
 use vane_chassis::unix_listener::{Accepted, Refusal};
 
-use crate::limits::{ConnectionGuard, Limits};
+use super::end::End;
+use crate::counters::Refused;
+use crate::limits::{ConnectionGuard, Limits, StreamGuard};
 use crate::peer::{PeerPidfd, PeerProcess, ProcessFacts};
 
 /// The process that connected, as it was then. A descriptor that it passed on speaks for it
@@ -24,6 +27,25 @@ pub(crate) struct Connector {
     pub(crate) facts: ProcessFacts,
     /// Counts the connection and its streams.
     pub(crate) guard: ConnectionGuard,
+}
+
+impl Connector {
+    /// Checks that the process is still what connected (P7).
+    pub(crate) fn recheck(&self) -> Result<(), End> {
+        self.peer.recheck(&self.facts).map_err(|difference| {
+            End::changed(format!(
+                "the process is no longer what connected: {difference}"
+            ))
+        })
+    }
+
+    /// Takes a place for a stream or a call of this connection.
+    pub(crate) fn place(&self) -> Result<StreamGuard, End> {
+        self.guard.stream().map_err(|over| End {
+            reason: Refused::Limit,
+            status: Status::resource_exhausted(over.reason()),
+        })
+    }
 }
 
 /// Admits a connection: its process is known and under its limits.

@@ -19,9 +19,13 @@ use vane_wire::envoy::service::secret::v3::secret_discovery_service_server::{
 };
 
 mod codec;
+mod end;
+
 mod connection;
 
 mod updates;
+
+mod jwt;
 
 mod workload;
 

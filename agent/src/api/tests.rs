@@ -27,6 +27,13 @@ use crate::peer::PeerPidfd;
 use crate::testing::{Fake, Running, SOON, Session, TTL, connect, entry, soon};
 use crate::workload::{Attestors, BUILTINS, Deps};
 
+mod jwt;
+
+const BOUNDS: crate::jwt::Bounds = crate::jwt::Bounds {
+    tokens: 100,
+    bytes: 1_000_000,
+};
+
 /// An agent's public socket, with this test as the workload.
 struct World {
     fake: Fake,
@@ -69,6 +76,8 @@ impl World {
             clock: Arc::<vane_chassis::clock::Manual>::clone(&fake.clock),
             patience,
             counters: counters.clone(),
+            tokens: fake.jwt_cache(&running, BOUNDS),
+            foreign_claims: ["shown".to_owned()].into(),
         };
         let socket = fake.dir.path().join("agent.sock");
         let limits = Limits::new(Bounds::for_descriptors(1_024));
@@ -175,20 +184,7 @@ async fn without_the_security_header_every_rpc_is_refused_before_anything_else()
                 .fetch_witsvid(with_header(WitsvidRequest::default())),
         )
         .await,
-        refusal(
-            client
-                .clone()
-                .fetch_wit_bundles(with_header(WitBundlesRequest {})),
-        )
-        .await,
-        client
-            .fetch_jwtsvid(with_header(JwtsvidRequest::default()))
-            .await
-            .map(drop),
-        client
-            .validate_jwtsvid(with_header(ValidateJwtsvidRequest::default()))
-            .await
-            .map(drop),
+        refusal(client.fetch_wit_bundles(with_header(WitBundlesRequest {}))).await,
     ];
     for refused in unserved {
         assert_eq!(refused.unwrap_err().code(), Code::Unimplemented);

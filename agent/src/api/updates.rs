@@ -4,6 +4,7 @@
 //! is no longer what connected. A message is a complete state; one that equals the last is
 //! not sent again (D-13).
 
+use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +18,10 @@ use vane_chassis::clock::Clock;
 use vane_identity::entry::EntryId;
 
 use super::connection::Connector;
+use super::end::End;
 use crate::cache::Reader;
-use crate::counters::{Counters, Refused};
+use crate::counters::Counters;
+use crate::jwt::Tokens;
 use crate::limits::StreamGuard;
 use crate::snapshot::{Kind, Matches, Snapshot};
 use crate::workload::{Attestors, Outcome};
@@ -35,6 +38,10 @@ pub(crate) struct Source {
     /// sent, and without any the stream ends UNAVAILABLE.
     pub(crate) patience: Duration,
     pub(crate) counters: Counters,
+    /// The JWT-SVIDs.
+    pub(crate) tokens: Tokens,
+    /// Claims of foreign tokens that are shown beside `sub`, `aud` and `exp`.
+    pub(crate) foreign_claims: BTreeSet<String>,
 }
 
 /// The state of one stream.
@@ -67,10 +74,9 @@ pub(crate) async fn open(
     connector: Arc<Connector>,
     kind: Kind,
 ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Status> {
-    let guard = connector.guard.stream().map_err(|over| {
-        source.counters.refuse(Refused::Limit);
-        Status::resource_exhausted(over.reason())
-    })?;
+    let guard = connector
+        .place()
+        .map_err(|end| end.count(&source.counters))?;
     let outcome = source
         .attestors
         .attest(&connector.peer, &connector.facts)
@@ -93,18 +99,9 @@ pub(crate) async fn open(
         let mut updates = updates?;
         match updates.next().await {
             Ok(bytes) => Some((Ok(bytes), Some(updates))),
-            Err(refused) => {
-                updates.source.counters.refuse(refused.reason);
-                Some((Err(refused.status), None))
-            }
+            Err(end) => Some((Err(end.count(&updates.source.counters)), None)),
         }
     }))
-}
-
-/// How a stream ends.
-struct End {
-    reason: Refused,
-    status: Status,
 }
 
 impl Updates {
@@ -116,7 +113,7 @@ impl Updates {
             let (patience, connector) = (self.patience, Arc::clone(&self.connector));
             tokio::select! {
                 changed = self.snapshots.changed() => {
-                    changed.map_err(|_| unavailable("the agent is shutting down"))?;
+                    changed.map_err(|_| End::unavailable("the agent is shutting down"))?;
                     if let Some(message) = self.take(false)? {
                         return self.send(message);
                     }
@@ -127,8 +124,8 @@ impl Updates {
                         None => Err(not_yet()),
                     };
                 }
-                _ = recheck.tick() => self.check()?,
-                () = connector.peer.exited() => return Err(changed("the process that connected has ended".to_owned())),
+                _ = recheck.tick() => self.connector.recheck()?,
+                () = connector.peer.exited() => return Err(End::changed("the process that connected has ended".to_owned())),
             }
         }
     }
@@ -138,7 +135,7 @@ impl Updates {
         let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
         let matches = snapshot.matches(&self.outcome);
         if matches.is_empty() {
-            return Err(self.nothing(&snapshot));
+            return Err(End::nothing(&snapshot, &self.outcome));
         }
         // An identity that is gone is taken back at once, whatever else is on its way.
         let withdrawn = self.is_withdrawn(&snapshot, &matches);
@@ -175,48 +172,13 @@ impl Updates {
         !self.granted.iter().all(still)
     }
 
-    fn nothing(&self, snapshot: &Snapshot) -> End {
-        if snapshot.may_match(&self.outcome) {
-            return unavailable(
-                "workload attestation is not complete: some of its selectors are not known now",
-            );
-        }
-        End {
-            reason: Refused::NoIdentity,
-            status: Status::permission_denied("no identity issued"),
-        }
-    }
-
     fn send(&self, message: Bytes) -> Result<Bytes, End> {
-        self.check()?;
+        self.connector.recheck()?;
         self.source.counters.messages.inc();
         Ok(message)
-    }
-
-    fn check(&self) -> Result<(), End> {
-        let Connector { peer, facts, .. } = &*self.connector;
-        peer.recheck(facts).map_err(|difference| {
-            changed(format!(
-                "the process is no longer what connected: {difference}"
-            ))
-        })
     }
 }
 
 fn not_yet() -> End {
-    unavailable("the X509-SVID is not available yet")
-}
-
-fn unavailable(text: &str) -> End {
-    End {
-        reason: Refused::Unavailable,
-        status: Status::unavailable(text),
-    }
-}
-
-fn changed(text: String) -> End {
-    End {
-        reason: Refused::ProcessChanged,
-        status: Status::permission_denied(text),
-    }
+    End::unavailable("the X509-SVID is not available yet")
 }

@@ -1,5 +1,6 @@
 //! The Workload API (SPIFFE_Workload_API.md). The three streams send bytes that a snapshot
-//! encoded; everything else is UNIMPLEMENTED, after the check of the security header.
+//! encoded; the two calls of the JWT profile are in `jwt`. WIT-SVIDs are UNIMPLEMENTED, after
+//! the check of the security header.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -14,16 +15,18 @@ use tonic::body::Body;
 use tonic::metadata::MetadataMap;
 use tonic::server::{Grpc, NamedService, ServerStreamingService};
 use tonic::{Request, Response, Status};
-use tower::Service;
+use tower::{Service, service_fn};
 use vane_wire::workload::{JwtBundlesRequest, X509BundlesRequest, X509svidRequest};
 
 use super::codec::Encoded;
 use super::connection::Connector;
+use super::end::End;
+use super::jwt;
 use super::updates::{self, Source};
 use crate::snapshot::Kind;
 
 const HEADER: &str = "workload.spiffe.io";
-/// The requests of all three streams are empty; more only costs memory.
+/// Requests of streams are empty; a token or a list of audiences is no larger. More only costs memory.
 const MAX_REQUEST_BYTES: usize = 64 * 1024;
 
 /// The service.
@@ -63,6 +66,8 @@ impl Service<http::Request<Body>> for WorkloadApi {
             "FetchX509SVID" => serve::<X509svidRequest>(source, Kind::X509Svid, request),
             "FetchX509Bundles" => serve::<X509BundlesRequest>(source, Kind::X509Bundles, request),
             "FetchJWTBundles" => serve::<JwtBundlesRequest>(source, Kind::JwtBundles, request),
+            "FetchJWTSVID" => call(source, request, jwt::fetch),
+            "ValidateJWTSVID" => call(source, request, jwt::validate),
             other => {
                 let status =
                     Status::unimplemented(format!("{other} is not implemented by this agent"));
@@ -95,6 +100,39 @@ fn serve<T: Message + Default + Send + Sync + 'static>(
     })
 }
 
+/// One request, one answer, encoded by `answer`.
+fn call<T, A>(
+    source: Arc<Source>,
+    request: http::Request<Body>,
+    answer: fn(Arc<Source>, Arc<Connector>, T) -> A,
+) -> Answer
+where
+    T: Message + Default + Send + Sync + 'static,
+    A: Future<Output = Result<Bytes, End>> + Send + 'static,
+{
+    let service = service_fn(move |request: Request<T>| {
+        let source = Arc::clone(&source);
+        async move {
+            let connector = connector(&request)?;
+            let answered = answer(Arc::clone(&source), connector, request.into_inner()).await;
+            answered
+                .map(Response::new)
+                .map_err(|end| end.count(&source.counters))
+        }
+    });
+    Box::pin(async move {
+        let grpc = Grpc::new(Encoded::<T>::default());
+        let mut grpc = grpc.max_decoding_message_size(MAX_REQUEST_BYTES);
+        Ok(grpc.unary(service, request).await)
+    })
+}
+
+/// The process behind the connection of a request.
+fn connector<T>(request: &Request<T>) -> Result<Arc<Connector>, Status> {
+    let connector = request.extensions().get::<Arc<Connector>>().cloned();
+    connector.ok_or_else(|| Status::internal("the connection has no process"))
+}
+
 struct Fetch {
     source: Arc<Source>,
     kind: Kind,
@@ -109,10 +147,7 @@ impl<T: Send + Sync + 'static> ServerStreamingService<T> for Fetch {
     fn call(&mut self, request: Request<T>) -> Self::Future {
         let (source, kind) = (Arc::clone(&self.source), self.kind);
         Box::pin(async move {
-            let connector = request.extensions().get::<Arc<Connector>>().cloned();
-            let connector =
-                connector.ok_or_else(|| Status::internal("the connection has no process"))?;
-            let stream = updates::open(source, connector, kind).await?;
+            let stream = updates::open(source, connector(&request)?, kind).await?;
             Ok(Response::new(Box::pin(stream) as BoxStream<'static, _>))
         })
     }

@@ -5,6 +5,7 @@
 //! The texts are the inner part (`invalid spiffe ID: …`); the API prefixes what it was doing
 //! (`failed to convert entry: …`). Writing cannot fail.
 
+pub mod claims;
 pub mod id;
 pub mod selector;
 #[cfg(test)]

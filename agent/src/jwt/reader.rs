@@ -1,0 +1,155 @@
+//! The readers' side: a look-up without a lock, and the owner where that is not enough.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout};
+use vane_chassis::clock::Clock;
+use vane_identity::entry::Entry;
+use vane_identity::jwt_svid::JwtSvid;
+
+use super::key::{Audience, Key};
+use super::table::{Held, Waits};
+use crate::counters::Counters;
+use crate::issue::jwt::JwtIssueError;
+use crate::snapshot::Snapshot;
+
+/// So long a caller waits for something better than a token that is valid.
+const BETTER: Duration = Duration::from_secs(1);
+
+/// Why a caller gets no token.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Refusal {
+    /// The entry is not there any longer, or is another one now: look again.
+    #[error("the entry changed")]
+    Changed,
+    /// It cannot be had.
+    #[error("{0}")]
+    Failed(Arc<JwtIssueError>),
+    /// The server signs with a key that it says is tainted.
+    #[error("the server signed with a tainted key")]
+    Tainted,
+    /// What the server sent is over already.
+    #[error(
+        "the server sent a JWT-SVID that has expired: does this node's clock agree with the server's?"
+    )]
+    Expired,
+    /// Nothing came in time.
+    #[error("no answer from the server within {} s", .0.as_secs())]
+    Late(Duration),
+    /// The agent ends.
+    #[error("the agent is shutting down")]
+    Stopped,
+    /// Too many tokens are being fetched.
+    #[error("too many JWT-SVIDs are being fetched")]
+    Full,
+}
+
+/// What is held, as readers see it.
+pub(super) type Published = ArcSwap<HashMap<Key, Arc<Held>>>;
+
+/// What a caller gets.
+pub(super) type Answer = Result<JwtSvid, Refusal>;
+
+/// A caller that the owner is to answer.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    pub(super) reply: oneshot::Sender<Answer>,
+    /// It waits no longer than that.
+    pub(super) until: Instant,
+}
+
+impl Waits for Waiter {
+    fn is_waiting(&self) -> bool {
+        !self.reply.is_closed()
+    }
+}
+
+/// A caller with what it wants.
+#[derive(Debug)]
+pub(super) struct Ask {
+    pub(super) key: Key,
+    pub(super) entry: Arc<Entry>,
+    pub(super) waiter: Waiter,
+}
+
+/// The readers' side.
+#[derive(Clone)]
+pub struct Tokens {
+    pub(super) published: Arc<Published>,
+    pub(super) uses: Arc<AtomicU64>,
+    pub(super) asks: mpsc::Sender<Ask>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) counters: Counters,
+}
+
+impl Tokens {
+    /// A token of `entry`, which is in `snapshot`, for `audience`. Waits for at most `patience`
+    /// when the server has to be asked.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub async fn get(
+        &self,
+        snapshot: &Snapshot,
+        entry: &Arc<Entry>,
+        audience: &Audience,
+        patience: Duration,
+    ) -> Result<JwtSvid, Refusal> {
+        let count = self.uses.fetch_add(1, Ordering::Relaxed) + 1;
+        let key = Key::new(entry, audience, count);
+        let held = self.find(snapshot, &key);
+        if let Some(held) = held.as_ref().filter(|held| !held.is_due(self.clock.now())) {
+            return Ok(self.used(held, count));
+        }
+        let patience = held.as_ref().map_or(patience, |_| patience.min(BETTER));
+        let answer = self.ask(key.clone(), entry, patience).await;
+        match answer {
+            Err(Refusal::Changed | Refusal::Stopped) | Ok(_) => answer,
+            // What was held may have been revoked meanwhile.
+            Err(_) if held.is_some() => match self.find(snapshot, &key) {
+                Some(held) => Ok(self.used(&held, count)),
+                None => answer,
+            },
+            Err(_) => answer,
+        }
+    }
+
+    async fn ask(&self, key: Key, entry: &Arc<Entry>, patience: Duration) -> Answer {
+        let (reply, answer) = oneshot::channel();
+        let ask = Ask {
+            key,
+            entry: Arc::clone(entry),
+            waiter: Waiter {
+                reply,
+                until: Instant::now() + patience,
+            },
+        };
+        let exchange = async {
+            self.asks.send(ask).await.map_err(|_| Refusal::Stopped)?;
+            // Who is not answered asked for an entry that is not there any longer.
+            answer.await.unwrap_or(Err(Refusal::Changed))
+        };
+        timeout(patience, exchange)
+            .await
+            .unwrap_or(Err(Refusal::Late(patience)))
+    }
+
+    /// What is held, valid and good for `key`.
+    fn find(&self, snapshot: &Snapshot, key: &Key) -> Option<Arc<Held>> {
+        let held = self.published.load().get(key).cloned()?;
+        let bundle = snapshot.own_bundle();
+        let good = bundle.is_none_or(|bundle| held.is_untainted(bundle));
+        (good && held.is_valid(self.clock.now())).then_some(held)
+    }
+
+    fn used(&self, held: &Held, count: u64) -> JwtSvid {
+        self.counters.jwt_svids_cached.inc();
+        held.touch(count);
+        held.svid.clone()
+    }
+}
