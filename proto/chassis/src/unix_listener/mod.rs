@@ -6,18 +6,22 @@
 //! that is counted); no idle connection holds up another; a connection over a
 //! limit is closed at accept and counted. Who may connect is the caller's
 //! closure. It does not serve: server and agent wrap what it yields.
+//! A successor may get the socket ([`UnixListener::handle`]); then this one
+//! retires: it accepts no more, and yields who was accepted before.
 
 mod socket_file;
 
 #[cfg(test)]
 mod tests;
 
+use std::convert::Infallible;
 use std::fmt;
 use std::io;
-use std::path::Path;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -25,9 +29,11 @@ use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, Stream};
 use tokio::net::UnixStream;
+use tokio::sync::mpsc;
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use crate::given::GivenUnix;
 use crate::h2_authority::{AuthorityPatch, PREFACE};
 
 use socket_file::SocketFile;
@@ -71,6 +77,50 @@ pub struct Counts {
     pub accept_errors: AtomicU64,
 }
 
+/// What is needed to go on with a socket elsewhere.
+#[derive(Debug)]
+pub struct Handle {
+    /// The socket.
+    pub fd: OwnedFd,
+    /// Its path.
+    pub path: PathBuf,
+    kept: Arc<AtomicBool>,
+}
+
+impl Handle {
+    /// Whether the file is left at the end, since it is somebody else's.
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
+        self.kept.load(Ordering::Relaxed)
+    }
+
+    /// Leaves the file in place at the end: a successor has taken the socket over.
+    pub fn keep_file(&self) {
+        self.kept.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A connection that began with another preface than HTTP/2's.
+#[derive(Debug)]
+pub struct Other<T> {
+    /// The connection, after its preface.
+    pub stream: UnixStream,
+    /// What the admission closure returned.
+    pub guard: T,
+}
+
+/// The preface of another protocol, and who takes its connections.
+struct Aside<T> {
+    preface: [u8; PREFACE.len()],
+    taker: mpsc::Sender<Other<T>>,
+}
+
+/// What a connection began with.
+enum Begun<T> {
+    Http2(Accepted<T>),
+    Other(Other<T>),
+}
+
 type Admit<T> = Box<dyn Fn(&UnixStream) -> Result<T, Refusal> + Send + Sync>;
 
 /// The accept loop; a [`Stream`] of [`Accepted`] that ends when `stop` is cancelled.
@@ -79,7 +129,12 @@ pub struct UnixListener<T> {
     file: SocketFile,
     admit: Admit<T>,
     /// Admitted connections without a preface yet. No task each: 8,000 idle ones cost some memory only.
-    waiting: FuturesUnordered<BoxFuture<'static, Option<Accepted<T>>>>,
+    waiting: FuturesUnordered<BoxFuture<'static, Option<Begun<T>>>>,
+    aside: Option<Aside<T>>,
+    /// Once cancelled, nothing more is accepted.
+    retired: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    /// Dropped with this.
+    _gone: Option<mpsc::Sender<Infallible>>,
     /// Until then nothing is accepted.
     pause: Option<Pin<Box<Sleep>>>,
     counts: Arc<Counts>,
@@ -98,12 +153,38 @@ impl<T: Send + 'static> UnixListener<T> {
         stop: CancellationToken,
     ) -> Result<Self, BindError> {
         let (listener, file) = SocketFile::bind(socket)?;
+        Self::over(listener, file, Box::new(admit), stop)
+    }
+
+    /// Accepts on a socket that somebody else bound at `path`, as [`bind`](Self::bind) does.
+    ///
+    /// # Errors
+    /// [`BindError::Listen`].
+    pub fn adopt(
+        given: GivenUnix,
+        path: PathBuf,
+        admit: impl Fn(&UnixStream) -> Result<T, Refusal> + Send + Sync + 'static,
+        stop: CancellationToken,
+    ) -> Result<Self, BindError> {
+        let file = SocketFile::adopt(path, given.is_kept);
+        Self::over(given.listener, file, Box::new(admit), stop)
+    }
+
+    fn over(
+        listener: std::os::unix::net::UnixListener,
+        file: SocketFile,
+        admit: Admit<T>,
+        stop: CancellationToken,
+    ) -> Result<Self, BindError> {
         listener.set_nonblocking(true).map_err(BindError::Listen)?;
         Ok(Self {
             socket: tokio::net::UnixListener::from_std(listener).map_err(BindError::Listen)?,
             file,
-            admit: Box::new(admit),
+            admit,
             waiting: FuturesUnordered::new(),
+            aside: None,
+            retired: None,
+            _gone: None,
             pause: None,
             counts: Arc::default(),
             stop: Box::pin(stop.cancelled_owned()),
@@ -120,9 +201,33 @@ impl<T: Send + 'static> UnixListener<T> {
         self.counts.clone()
     }
 
-    /// Leaves the socket file in place when this is dropped: a successor has taken the socket over.
-    pub fn keep_file(&mut self) {
-        self.file.keep();
+    /// What a successor needs to go on with the socket.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub fn handle(&self) -> io::Result<Handle> {
+        Ok(Handle {
+            fd: self.socket.as_fd().try_clone_to_owned()?,
+            path: self.file.path().to_owned(),
+            kept: self.file.kept(),
+        })
+    }
+
+    /// Ends by itself once `retired` is cancelled and who was accepted before has been yielded:
+    /// nobody who could connect is lost. `gone` is dropped then. Without it connections that have
+    /// not sent a preface are closed at `stop`.
+    #[must_use]
+    pub fn retiring(mut self, retired: CancellationToken, gone: mpsc::Sender<Infallible>) -> Self {
+        self.retired = Some(Box::pin(retired.cancelled_owned()));
+        self._gone = Some(gone);
+        self
+    }
+
+    /// Gives connections that begin with `preface` to `taker`; when it has no room they are closed.
+    #[must_use]
+    pub fn aside(mut self, preface: [u8; PREFACE.len()], taker: mpsc::Sender<Other<T>>) -> Self {
+        self.aside = Some(Aside { preface, taker });
+        self
     }
 
     /// The next connection; None after `stop`. Cancel safe.
@@ -150,12 +255,30 @@ impl<T: Send + 'static> UnixListener<T> {
         match (self.admit)(&stream) {
             Ok(guard) => {
                 count(&self.counts.admitted);
-                self.waiting.push(Box::pin(with_preface(stream, guard)));
+                let aside = self.aside.as_ref().map(|aside| aside.preface);
+                self.waiting
+                    .push(Box::pin(with_preface(stream, guard, aside)));
             }
             Err(refusal) => {
                 count(&self.counts.refused);
                 tracing::debug!(path = %self.path().display(), reason = refusal.reason, "connection refused");
             }
+        }
+    }
+
+    /// Whether nothing more is accepted.
+    fn is_retired(&mut self, cx: &mut Context<'_>) -> bool {
+        let retired = self.retired.as_mut();
+        retired.is_some_and(|retired| retired.as_mut().poll(cx).is_ready())
+    }
+
+    fn give_aside(&self, other: Other<T>) {
+        let given = self
+            .aside
+            .as_ref()
+            .map(|aside| aside.taker.try_send(other).is_ok());
+        if given != Some(true) {
+            count(&self.counts.refused);
         }
     }
 
@@ -177,16 +300,22 @@ impl<T: Send + 'static> Stream for UnixListener<T> {
             self.waiting.clear();
             return Poll::Ready(None);
         }
+        let retired = self.is_retired(cx);
         // Bounded, so that those who wait have their turn however many connect.
-        let accepts = (0..ACCEPTS_IN_A_ROW).take_while(|_| self.poll_accept(cx).is_ready());
+        let most = if retired { 0 } else { ACCEPTS_IN_A_ROW };
+        let accepts = (0..most).take_while(|_| self.poll_accept(cx).is_ready());
         if accepts.count() == ACCEPTS_IN_A_ROW {
             cx.waker().wake_by_ref();
         }
         while let Poll::Ready(Some(outcome)) = self.waiting.poll_next_unpin(cx) {
             match outcome {
-                Some(accepted) => return Poll::Ready(Some(accepted)),
+                Some(Begun::Http2(accepted)) => return Poll::Ready(Some(accepted)),
+                Some(Begun::Other(other)) => self.give_aside(other),
                 None => count(&self.counts.no_preface),
             }
+        }
+        if retired && self.waiting.is_empty() {
+            return Poll::Ready(None);
         }
         Poll::Pending
     }
@@ -208,18 +337,28 @@ fn count(counter: &AtomicU64) {
 }
 
 /// Waits for the preface; None when it is wrong, late or never comes.
-async fn with_preface<T>(stream: UnixStream, guard: T) -> Option<Accepted<T>> {
-    let preface = timeout(PREFACE_TIMEOUT, read_preface(&stream))
+async fn with_preface<T>(
+    stream: UnixStream,
+    guard: T,
+    aside: Option<[u8; PREFACE.len()]>,
+) -> Option<Begun<T>> {
+    let preface = timeout(PREFACE_TIMEOUT, read_preface(&stream, aside.as_ref()))
         .await
         .ok()?
         .ok()?;
-    Some(Accepted {
+    if preface != PREFACE {
+        return Some(Begun::Other(Other { stream, guard }));
+    }
+    Some(Begun::Http2(Accepted {
         stream: AuthorityPatch::with_read(stream, preface),
         guard,
-    })
+    }))
 }
 
-async fn read_preface(stream: &UnixStream) -> io::Result<Vec<u8>> {
+async fn read_preface(
+    stream: &UnixStream,
+    aside: Option<&[u8; PREFACE.len()]>,
+) -> io::Result<Vec<u8>> {
     let (mut read, mut length) = ([0; PREFACE.len()], 0);
     while let Some(rest) = read.get_mut(length..).filter(|rest| !rest.is_empty()) {
         stream.readable().await?;
@@ -229,7 +368,8 @@ async fn read_preface(stream: &UnixStream) -> io::Result<Vec<u8>> {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
             Err(error) => return Err(error),
         };
-        if !PREFACE.starts_with(read.get(..length).unwrap_or_default()) {
+        let read = read.get(..length).unwrap_or_default();
+        if !PREFACE.starts_with(read) && !aside.is_some_and(|other| other.starts_with(read)) {
             return Err(io::ErrorKind::InvalidData.into());
         }
     }

@@ -11,6 +11,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -69,8 +71,10 @@ pub enum BindError {
 #[derive(Debug)]
 pub(super) struct SocketFile {
     path: PathBuf,
-    /// (device, inode) of the file that was bound; None = leave it.
+    /// (device, inode) of the file that was bound.
     inode: Option<(u64, u64)>,
+    /// Whether somebody else goes on with the socket, and its file is left.
+    kept: Arc<AtomicBool>,
 }
 
 impl SocketFile {
@@ -92,6 +96,7 @@ impl SocketFile {
         let file = Self {
             path: path.to_owned(),
             inode: inode_of(path),
+            kept: Arc::default(),
         };
         fs::set_permissions(path, fs::Permissions::from_mode(wanted.mode))
             .map_err(|e| file_error(path, "mode", e))?;
@@ -102,18 +107,29 @@ impl SocketFile {
         Ok((net::UnixListener::from(fd), file))
     }
 
+    /// The file of a socket that somebody else bound at `path`.
+    pub(super) fn adopt(path: PathBuf, is_kept: bool) -> Self {
+        Self {
+            inode: inode_of(&path),
+            path,
+            kept: Arc::new(AtomicBool::new(is_kept)),
+        }
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    pub(super) fn keep(&mut self) {
-        self.inode = None;
+    /// Set, it leaves the file in place.
+    pub(super) fn kept(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.kept)
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if self.inode.is_some() && self.inode == inode_of(&self.path) {
+        let is_kept = self.kept.load(Ordering::Relaxed);
+        if !is_kept && self.inode.is_some() && self.inode == inode_of(&self.path) {
             // Nobody is left to tell; the next start removes a stale socket.
             let _ = fs::remove_file(&self.path);
         }

@@ -128,7 +128,7 @@ async fn a_wrong_preface_closes_the_connection_and_is_counted() {
 async fn a_connection_without_preface_is_closed_after_five_seconds() {
     let (client, server) = UnixStream::pair().unwrap();
     let started = tokio::time::Instant::now();
-    assert!(with_preface(server, ()).await.is_none());
+    assert!(with_preface(server, (), None).await.is_none());
     assert_eq!(started.elapsed(), PREFACE_TIMEOUT);
     drop(client);
 }
@@ -212,10 +212,83 @@ async fn a_socket_that_is_no_longer_ours_is_left() {
     drop(listener);
     assert_eq!(fs::metadata(world.path()).unwrap().ino(), inode);
     drop(other);
-    let mut kept = world.bind().unwrap();
-    kept.keep_file();
+    let kept = world.bind().unwrap();
+    kept.handle().unwrap().keep_file();
     drop(kept);
     assert!(world.path().exists());
+}
+
+#[tokio::test]
+async fn a_socket_that_is_handed_on_refuses_nobody_and_loses_nobody() {
+    let world = world();
+    let retired = CancellationToken::new();
+    let (gone, mut is_gone) = mpsc::channel(1);
+    let first = world.bind().unwrap();
+    let mut first = first.retiring(retired.clone(), gone);
+    let mut early = world.connect().await;
+    let counts = first.counts();
+    let accepted = async {
+        while value(&counts.admitted) == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        _ = first.next() => panic!("nothing was said yet"),
+        done = within(DEADLINE, accepted) => done.unwrap(),
+    }
+
+    let handle = first.handle().unwrap();
+    assert!(!handle.is_kept());
+    let given = GivenUnix {
+        listener: handle.fd.try_clone().unwrap().into(),
+        is_kept: handle.is_kept(),
+    };
+    let stop = world.stop.clone();
+    let mut second = UnixListener::adopt(given, world.path(), |_| Ok(()), stop).unwrap();
+    handle.keep_file();
+    retired.cancel();
+    assert!(futures_util::poll!(Box::pin(first.next())).is_pending());
+    let mut late = world.connect().await;
+    early.write_all(PREFACE).await.unwrap();
+    assert!(next(&mut first).await.is_some(), "it was accepted before");
+    assert!(next(&mut first).await.is_none(), "and that was the last");
+    drop(first);
+    assert!(is_gone.recv().await.is_none());
+    late.write_all(PREFACE).await.unwrap();
+    assert!(next(&mut second).await.is_some());
+    drop(second);
+    assert!(!world.path().exists(), "the last one cleans up");
+}
+
+#[tokio::test]
+async fn another_preface_goes_to_its_taker_and_any_third_is_closed() {
+    const OTHER: [u8; 24] = *b"OTHER PROTOCOL 123456789";
+    let world = world();
+    let (taker, mut taken) = mpsc::channel(1);
+    let mut listener = world.bind().unwrap().aside(OTHER, taker);
+    let (mut other, mut third) = (world.connect().await, world.connect().await);
+    other.write_all(&OTHER).await.unwrap();
+    third.write_all(b"OTHER PROTOCOL 12345678X").await.unwrap();
+    let counts = listener.counts();
+    let serve = async {
+        tokio::select! {
+            _ = listener.next() => panic!("nobody speaks HTTP/2"),
+            other = taken.recv() => other.unwrap(),
+        }
+    };
+    let mut other_end = within(DEADLINE, serve).await.unwrap().stream;
+    other_end.write_all(b"hello").await.unwrap();
+    let mut read = [0; 5];
+    other.read_exact(&mut read).await.unwrap();
+    assert_eq!(&read, b"hello");
+    let closed = async {
+        tokio::select! {
+            _ = listener.next() => panic!("nobody speaks HTTP/2"),
+            read = third.read_u8() => read,
+        }
+    };
+    assert!(within(DEADLINE, closed).await.unwrap().is_err());
+    assert_eq!(value(&counts.no_preface), 1);
 }
 
 #[tokio::test]
