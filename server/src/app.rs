@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use futures_util::Stream;
 use nix::unistd::Gid;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 use vane_authority::authority::{Authority, Deps};
 use vane_authority::key_manager;
@@ -19,9 +20,11 @@ use vane_authority::server_id;
 use vane_chassis::builtin::open_section;
 use vane_chassis::clock::{Clock, System, Watched};
 use vane_chassis::files::{SHARED_RUN_DIR, compat_dir, private_dir, raise_nofile, socket_dir};
+use vane_chassis::given::Given;
 use vane_chassis::health::Health;
 use vane_chassis::metrics::Metrics;
 use vane_chassis::mtls::{Limits, Party, Roots, TlsListener, anyone, server_config};
+use vane_chassis::notify::Notify;
 use vane_chassis::ops::Ops;
 use vane_chassis::ready::Ready as Readiness;
 use vane_chassis::tasks::{TaskError, Tasks};
@@ -49,6 +52,11 @@ const DRAIN: Duration = Duration::from_secs(10);
 const GRACE: Duration = Duration::from_secs(5);
 /// Connections to the admin sockets at once.
 const ADMIN_CONNECTIONS: usize = 1_024;
+/// The names of the sockets that systemd may pass (`FileDescriptorName=`).
+const AGENTS: &str = "agents";
+const ADMIN: &str = "admin";
+const COMPAT: &str = "compat";
+const OPS: &str = "ops";
 const ADMIN_MODE: u32 = 0o660;
 const ADMIN_DIR_MODE: u32 = 0o750;
 const SHARED_DIR_MODE: u32 = 0o755;
@@ -72,10 +80,33 @@ pub struct Ready {
 /// # Errors
 /// What keeps it from starting or from going on, with the way out.
 pub async fn run(
+    config: Config,
+    stop: CancellationToken,
+    on_ready: impl FnOnce(Ready),
+) -> anyhow::Result<()> {
+    run_in(Surroundings::default(), config, stop, on_ready).await
+}
+
+/// What a process is started with besides its configuration.
+#[derive(Debug, Default)]
+pub(crate) struct Surroundings {
+    /// Sockets that systemd opened.
+    pub(crate) given: Given,
+    /// Whom to tell how it goes.
+    pub(crate) notify: Notify,
+}
+
+/// As [`run`], with what this process was started with.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) async fn run_in(
+    surroundings: Surroundings,
     mut config: Config,
     stop: CancellationToken,
     on_ready: impl FnOnce(Ready),
 ) -> anyhow::Result<()> {
+    let Surroundings { mut given, notify } = surroundings;
     config.check()?;
     let descriptors = raise_nofile().context("cannot raise the limit of open files")?;
     let server = &config.server;
@@ -91,7 +122,7 @@ pub async fn run(
     let below = CancellationToken::new();
     let mut ground = Tasks::with_token(below.clone());
     ground.spawn("clock", watched.run(below.clone()));
-    serve_ops(&config, &metrics, health.clone(), &mut ground).await?;
+    serve_ops(&config, &mut given, &metrics, health.clone(), &mut ground).await?;
 
     let dir = private_dir(&server.data_dir).context("server.data_dir")?;
     let server_id = server_id::load_or_create(&dir)?;
@@ -154,12 +185,16 @@ pub async fn run(
     let services = Services::new(&parts).await;
 
     let address = server.address();
-    let listener = TlsListener::bind(address)
+    let listener = match given.take_tcp(AGENTS)? {
+        Some(listener) => TlsListener::over(listener),
+        None => TlsListener::bind(address),
+    };
+    let listener = listener
         .with_context(|| format!("cannot listen on {address}: is another server running there?"))?;
     let server_address = listener.address();
     let (acceptor, incoming) = listener.serve(tls, Limits::default());
     let places = Places::new(agent_connections(descriptors));
-    let admin = admin_listeners(&config, &stop)?;
+    let admin = admin_listeners(&config, &mut given, &stop)?;
 
     ground.spawn("state", state.clone().run(below.clone()));
     ground.spawn(
@@ -173,6 +208,7 @@ pub async fn run(
         follow_bundle(state, roots, trust_domain.clone(), below.clone()),
     );
     let mut front = Tasks::with_token(stop.clone());
+    front.spawn("watchdog", notify.watchdog(stop.clone()));
     front.spawn("ground", end_with(below.clone(), stop.clone()));
     front.spawn("closing", close(push, services.clone(), stop.clone()));
     front.spawn("TLS", acceptor.run(stop.clone()));
@@ -243,6 +279,7 @@ where
 
 async fn serve_ops(
     config: &Config,
+    given: &mut Given,
     metrics: &Metrics,
     health: Health,
     tasks: &mut Tasks,
@@ -251,9 +288,11 @@ async fn serve_ops(
         return Ok(());
     }
     let address = config.telemetry.ops_address;
-    let ops = Ops::bind(address, metrics.clone(), health)
-        .await
-        .with_context(|| format!("cannot listen on telemetry.ops_address {address}"))?;
+    let ops = match given.take_tcp(OPS)? {
+        Some(listener) => Ops::over(listener, metrics.clone(), health),
+        None => Ops::bind(address, metrics.clone(), health).await,
+    };
+    let ops = ops.with_context(|| format!("cannot listen on telemetry.ops_address {address}"))?;
     tasks.spawn("ops", ops.run(tasks.token()));
     Ok(())
 }
@@ -317,37 +356,38 @@ fn settings(config: &Config) -> Settings {
 
 fn admin_listeners(
     config: &Config,
+    given: &mut Given,
     stop: &CancellationToken,
 ) -> anyhow::Result<Vec<UnixListener<Admitted>>> {
     let server = &config.server;
     let group = server.admin_gid()?;
     let places = Places::new(ADMIN_CONNECTIONS);
-    let mut paths = vec![server.socket_path.clone()];
+    let mut wanted = vec![(ADMIN, server.socket_path.clone())];
     let dir = server.socket_path.parent();
-    if let Some(dir) = dir.filter(|dir| *dir != Path::new("")) {
+    if let Some(dir) = dir.filter(|dir| *dir != Path::new("") && !given.has(ADMIN)) {
         admin_dir(dir, group).context("server.socket_path")?;
     }
     if server.compat_socket {
         let path = PathBuf::from(COMPAT_SOCKET);
-        if let Some(dir) = path.parent() {
+        if let Some(dir) = path.parent().filter(|_| !given.has(COMPAT)) {
             compat_dir(dir, ADMIN_DIR_MODE).context("server.compat_socket")?;
         }
-        paths.push(path);
+        wanted.push((COMPAT, path));
     }
-    let bind = |path: PathBuf| {
+    let open = |(name, path): (&str, PathBuf)| {
         let places = places.clone();
+        let admit = move |stream: &UnixStream| places.admit(stream);
         let socket = Socket {
             path,
             mode: ADMIN_MODE,
             group,
         };
-        Ok(UnixListener::bind(
-            &socket,
-            move |stream| places.admit(stream),
-            stop.clone(),
-        )?)
+        Ok(match given.take_unix(name, &socket.path)? {
+            Some(given) => UnixListener::adopt(given, socket.path, admit, stop.clone())?,
+            None => UnixListener::bind(&socket, admit, stop.clone())?,
+        })
     };
-    paths.into_iter().map(bind).collect()
+    wanted.into_iter().map(open).collect()
 }
 
 /// Makes the directory of the admin socket when it is not there; its group may then enter it.

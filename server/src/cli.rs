@@ -8,10 +8,12 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
+use vane_chassis::given::Given;
+use vane_chassis::notify::Notify;
 use vane_chassis::signals::Signals;
 use vane_chassis::{config as file, telemetry};
 
-use crate::app::{self, Ready};
+use crate::app::{self, Ready, Surroundings};
 use crate::config::Config;
 
 /// Signs SPIFFE identities for the agents of a trust domain.
@@ -83,13 +85,26 @@ fn run(file: &File) -> anyhow::Result<()> {
     runtime.block_on(async {
         let stop = CancellationToken::new();
         let signals = Signals::install().context("cannot handle signals")?;
-        let (server, ()) = tokio::join!(
+        let surroundings = Surroundings {
+            given: Given::from_systemd()?,
+            notify: Notify::from_env().context("NOTIFY_SOCKET")?,
+        };
+        let notify = surroundings.notify.clone();
+        let on_ready = |ready: Ready| {
+            print(&ready);
+            notify.ready(&format!("serving {}", ready.trust_domain));
+        };
+        let (server, (), ()) = tokio::join!(
             async {
-                let ended = app::run(config, stop.clone(), |ready| print(&ready)).await;
+                let ended = app::run_in(surroundings, config, stop.clone(), on_ready).await;
                 stop.cancel();
                 ended
             },
             signals.cancel(stop.clone()),
+            async {
+                stop.cancelled().await;
+                notify.stopping();
+            },
         );
         server
     })

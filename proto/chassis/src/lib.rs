@@ -7,12 +7,14 @@ pub mod backoff;
 pub mod clock;
 pub mod config;
 pub mod files;
+pub mod notify;
 pub mod ready;
 pub mod signals;
 pub mod tasks;
 pub mod telemetry;
 
 pub mod builtin;
+pub mod given;
 pub mod health;
 pub mod metrics;
 

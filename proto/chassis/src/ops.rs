@@ -7,6 +7,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use axum::Router;
 use axum::extract::State;
@@ -46,6 +47,32 @@ impl Ops {
             address,
             state: Shown { metrics, health },
         })
+    }
+
+    /// As [`bind`](Self::bind), on a socket that somebody else opened.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn over(
+        listener: std::net::TcpListener,
+        metrics: Metrics,
+        health: Health,
+    ) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        Ok(Self {
+            listener: TcpListener::from_std(listener)?,
+            address,
+            state: Shown { metrics, health },
+        })
+    }
+
+    /// The socket, for a successor.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub fn to_pass(&self) -> io::Result<OwnedFd> {
+        self.listener.as_fd().try_clone_to_owned()
     }
 
     /// Where it listens.

@@ -77,6 +77,17 @@ impl TlsListener {
         Ok(Self { listener, address })
     }
 
+    /// As [`bind`](Self::bind), on a socket that somebody else opened.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn over(listener: std::net::TcpListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let listener = TcpListener::from_std(listener)?;
+        Ok(Self { listener, address })
+    }
+
     /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
