@@ -14,24 +14,25 @@ use vane_chassis::files::{private_dir, raise_nofile};
 use vane_chassis::health::Health;
 use vane_chassis::metrics::Metrics;
 use vane_chassis::mtls::{Identity, Party, Roots, client_config, only};
-use vane_chassis::ops::Ops;
 use vane_chassis::tasks::{BoxError, TaskError, Tasks};
 use vane_client::channel::{self, Channel};
 use vane_identity::bundle::Bundle;
 use vane_identity::id::SpiffeId;
 use vane_wire::status::Reason;
 
+use crate::api::Source;
 use crate::api::admin::{self, Shown};
-use crate::api::{self, Source};
 use crate::cache::{self, Cache, CacheError, Reader};
 use crate::config::Config;
 use crate::counters::{Counters, PREFIX};
+use crate::front::{Desk, Front, Surroundings};
 use crate::jwt::{self, JwtCache};
 use crate::node;
 use crate::obtain::{Obtain, Persistence};
 use crate::own_svid::Disk;
 use crate::renewal::{Renewal, RenewalError};
-use crate::sockets;
+use crate::takeover::{self, Start};
+use crate::tenure::Tenure;
 use crate::workload::{Attestors, BUILTINS, Deps};
 
 /// So long tasks may take to end.
@@ -60,6 +61,7 @@ struct Parts {
     identity: Arc<Identity>,
     roots: Arc<Roots>,
     disk: Arc<Disk>,
+    tenure: Tenure,
 }
 
 /// Runs an agent until `stop`, and tells `on_ready` once its socket is open.
@@ -67,6 +69,20 @@ struct Parts {
 /// # Errors
 /// What keeps it from starting or from going on, with the way out.
 pub async fn run(
+    config: Config,
+    stop: CancellationToken,
+    on_ready: impl FnOnce(Ready),
+) -> anyhow::Result<()> {
+    run_in(Surroundings::default(), config, stop, on_ready).await
+}
+
+/// As [`run`], with what this process was started with. Another agent on the same `data_dir` is
+/// taken over from.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) async fn run_in(
+    surroundings: Surroundings,
     mut config: Config,
     stop: CancellationToken,
     on_ready: impl FnOnce(Ready),
@@ -74,6 +90,12 @@ pub async fn run(
     config.check()?;
     let descriptors = raise_nofile().context("cannot raise the limit of open files")?;
     let dir = private_dir(&config.agent.data_dir).context("agent.data_dir")?;
+    let tenure = Tenure::default();
+    let start = takeover::begin(&dir, &config.agent, &tenure);
+    let start = match stop.run_until_cancelled(start).await {
+        Some(start) => start?,
+        None => return Ok(()),
+    };
     let disk = Arc::new(Disk::new(dir, config.agent.trust_domain.clone()));
     let watched = Watched::new(Arc::new(System));
     let parts = Parts {
@@ -88,8 +110,19 @@ pub async fn run(
         roots: Roots::new([]),
         disk: Arc::clone(&disk),
         config: Arc::new(config),
+        tenure,
     };
-    let ended = parts.run(descriptors, stop, on_ready).await;
+    if let Start::After(successor) = &start {
+        successor.keep(&disk, &parts.config.agent.trust_domain)?;
+    }
+    let front = Front::new(
+        Arc::clone(&parts.config),
+        descriptors,
+        surroundings,
+        start,
+        stop.clone(),
+    );
+    let ended = parts.run(front, stop, on_ready).await;
     if ended.as_ref().err().is_some_and(is_final) {
         disk.forget()
             .context("cannot remove the SVID that the server denies")?;
@@ -117,7 +150,7 @@ fn is_final(error: &anyhow::Error) -> bool {
 impl Parts {
     async fn run(
         self,
-        descriptors: u64,
+        mut front: Front,
         stop: CancellationToken,
         on_ready: impl FnOnce(Ready),
     ) -> anyhow::Result<()> {
@@ -134,15 +167,6 @@ impl Parts {
         let counters = Counters::register(&metrics);
         let waits = vane_chassis::ready::Ready::new();
         let first_sync = waits.register("the first sync with the server");
-        let ops = match self.config.telemetry.ops_address {
-            Some(address) => Some(
-                Ops::bind(address, metrics, Health::new(waits))
-                    .await
-                    .context("telemetry.ops_address")?,
-            ),
-            None => None,
-        };
-
         let (has_svid, own_svid) = watch::channel(false);
         let (bundle_sender, bundle) = watch::channel(None);
         let (held, is_held) = watch::channel(None);
@@ -156,7 +180,7 @@ impl Parts {
             sync_interval: self.config.agent.sync_interval,
             counters: counters.clone(),
         };
-        let (cache, reader, mut synced) = Cache::new(deps, self.config.agent.trust_domain.clone());
+        let (cache, reader, synced) = Cache::new(deps, self.config.agent.trust_domain.clone());
         let (jwt_cache, tokens) = JwtCache::new(jwt::Deps {
             clock: Arc::clone(&self.clock),
             snapshots: reader.snapshots(),
@@ -176,21 +200,19 @@ impl Parts {
             backoff: self.backoff,
             has_svid,
             bundle,
+            tenure: self.tenure.clone(),
             held,
             expiry: counters.own_expiry.clone(),
         };
         let shown = Shown {
             clock: Arc::clone(&self.clock),
             started,
-            own: is_held,
+            own: is_held.clone(),
             reader: reader.clone(),
             counters: counters.clone(),
         };
 
         let mut tasks = Tasks::with_token(stop.clone());
-        if let Some(ops) = ops {
-            tasks.spawn("ops", ops.run(stop.clone()));
-        }
         tasks.spawn("clock", Arc::clone(&self.watched).run(stop.clone()));
         tasks.spawn("cache", cache.run(stop.clone()));
         tasks.spawn("JWT cache", jwt_cache.run(stop.clone()));
@@ -204,15 +226,17 @@ impl Parts {
                 stop.clone(),
             ),
         );
-        let admin = sockets::admin(&self.config.agent, &stop)?;
-        let services = admin::services(Arc::new(shown)).await?;
-        tasks.spawn("admin socket", admin::serve(admin, services, stop.clone()));
-        tokio::select! {
-            () = async { drop(synced.wait_for(|synced| *synced).await) } => {}
-            () = stop.cancelled() => return finish(tasks).await,
+        let desk = Desk {
+            services: admin::services(Arc::new(shown)).await?,
+            metrics,
+            health: Health::new(waits),
+        };
+        front.open_desk(&mut tasks, desk).await?;
+        if !front.warm(synced).await? {
+            return finish(tasks).await;
         }
         let source = Arc::new(Source {
-            reader,
+            reader: reader.clone(),
             attestors: self.attestors().await?,
             clock: Arc::clone(&self.clock),
             patience: PATIENCE,
@@ -226,12 +250,9 @@ impl Parts {
                 .cloned()
                 .collect(),
         });
-        for listener in sockets::public(&self.config.agent, descriptors, &stop)? {
-            tasks.spawn(
-                "workload API",
-                api::serve(listener, Arc::clone(&source), stop.clone()),
-            );
-        }
+        let settled = front.settle(&mut tasks).await?;
+        front.open(&mut tasks, &source)?;
+        settled.serving().await;
         tasks.spawn("status", {
             let channel = (self.connect()?)();
             async move {
@@ -244,7 +265,7 @@ impl Parts {
             workload_api: self.config.agent.socket_path.clone(),
             agent_id,
         });
-        stop.cancelled().await;
+        front.until_the_end(is_held, reader, self.tenure).await;
         finish(tasks).await
     }
 

@@ -8,11 +8,15 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
+use vane_chassis::given::Given;
+use vane_chassis::notify::Notify;
 use vane_chassis::signals::Signals;
 use vane_chassis::{config as file, telemetry};
 
 use crate::app::{self, Ready};
 use crate::config::Config;
+use crate::front::Surroundings;
+use crate::upgrade;
 
 /// Attests the processes of this node and serves them rotating SPIFFE identities.
 #[derive(Debug, Parser)]
@@ -84,13 +88,29 @@ fn run(file: &File) -> anyhow::Result<()> {
     runtime.block_on(async {
         let stop = CancellationToken::new();
         let signals = Signals::install().context("cannot handle signals")?;
-        let (agent, ()) = tokio::join!(
+        let hangups = upgrade::signals().context("cannot handle signals")?;
+        let surroundings = Surroundings {
+            given: Given::from_systemd()?,
+            notify: Notify::from_env().context("NOTIFY_SOCKET")?,
+        };
+        let notify = surroundings.notify.clone();
+        let told = notify.clone();
+        let on_ready = move |ready: Ready| {
+            print(&ready);
+            told.ready(&format!("serving as {}", ready.agent_id));
+        };
+        let (agent, (), (), ()) = tokio::join!(
             async {
-                let ended = app::run(config, stop.clone(), |ready| print(&ready)).await;
+                let ended = app::run_in(surroundings, config, stop.clone(), on_ready).await;
                 stop.cancel();
                 ended
             },
             signals.cancel(stop.clone()),
+            upgrade::follow(hangups, notify.clone(), stop.clone()),
+            async {
+                stop.cancelled().await;
+                notify.stopping();
+            },
         );
         agent
     })

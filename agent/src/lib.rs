@@ -6,6 +6,7 @@ pub mod peer;
 pub mod pem;
 
 pub mod limits;
+pub mod tenure;
 pub mod workload;
 
 pub mod config;
@@ -33,8 +34,12 @@ mod testing;
 mod api;
 
 mod sockets;
+pub mod takeover;
+
+mod front;
 
 pub mod app;
+mod upgrade;
 
 mod cli;
 

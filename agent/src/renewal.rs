@@ -23,6 +23,7 @@ use crate::node::{self, NodeError};
 use crate::obtain::{Obtain, ObtainError, Persistence};
 use crate::own_svid::{Disk, DiskError, OwnSvid};
 use crate::svid::hex;
+use crate::tenure::Tenure;
 
 /// What the task works with.
 pub struct Renewal {
@@ -44,6 +45,8 @@ pub struct Renewal {
     /// The own bundle as it changes: an SVID of a tainted authority is renewed at once, and
     /// the newest bundle is kept beside it.
     pub bundle: watch::Receiver<Option<Arc<Bundle>>>,
+    /// Whose turn it is to renew and to write.
+    pub tenure: Tenure,
     /// What it holds, for those who show it or hand it on.
     pub held: watch::Sender<Option<Arc<OwnSvid>>>,
     /// Shows when the SVID ends, in Unix seconds.
@@ -85,7 +88,7 @@ impl Renewal {
             let own = match held.take() {
                 Some(own) => own,
                 None => tokio::select! {
-                    own = self.obtain.own_svid(Persistence::Serving) => own.map_err(unobtained)?,
+                    own = self.obtain_in_turn() => own.map_err(unobtained)?,
                     () = stop.cancelled() => return Ok(()),
                     // The one that was kept may be valid again, or another wait may be over.
                     () = jumps.next() => continue,
@@ -102,6 +105,11 @@ impl Renewal {
                 }
             }
         }
+    }
+
+    async fn obtain_in_turn(&self) -> Result<OwnSvid, ObtainError> {
+        let _turn = self.tenure.turn().await;
+        self.obtain.own_svid(Persistence::Serving).await
     }
 
     async fn keep_fresh(
@@ -129,6 +137,10 @@ impl Renewal {
                     continue;
                 }
             }
+            let turn = stop.run_until_cancelled(self.tenure.turn()).await;
+            let Some(_turn) = turn else {
+                return Ok(End::Stopped);
+            };
             match self.renew(&held).await {
                 Ok(renewed) => {
                     held = renewed;
@@ -182,6 +194,10 @@ impl Renewal {
     /// Keeps the bundle on disk; whether the SVID's authority is tainted in it.
     fn take_bundle(&mut self, held: &OwnSvid) -> bool {
         let Some(bundle) = self.bundle.borrow_and_update().clone() else {
+            return false;
+        };
+        // A successor keeps it when it is not our turn.
+        let Some(_turn) = self.tenure.try_turn() else {
             return false;
         };
         if let Err(error) = self.disk.keep(Some(held), Some(&bundle)) {

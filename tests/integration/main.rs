@@ -8,3 +8,4 @@ mod mistakes;
 mod restart;
 mod rotate;
 mod store_faults;
+mod takeover;

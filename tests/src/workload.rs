@@ -36,8 +36,13 @@ pub struct SvidStream(Streaming<X509svidResponse>);
 impl Workload {
     /// Connects.
     pub async fn connect(socket: &Path) -> Self {
+        Self::over(unix_channel(socket).await.unwrap())
+    }
+
+    /// Over a connection that is there.
+    pub fn over(channel: Channel) -> Self {
         Self {
-            client: SpiffeWorkloadApiClient::new(unix_channel(socket).await.unwrap()),
+            client: SpiffeWorkloadApiClient::new(channel),
         }
     }
 

@@ -218,6 +218,32 @@ impl Agent {
         Self::start(None, self.config, self.log, self.socket).await
     }
 
+    /// Starts a second agent on the same folder, which takes over; how the first one ended.
+    pub async fn replace(self) -> (Self, Option<i32>) {
+        let Self {
+            mut process,
+            config,
+            log,
+            socket,
+            ..
+        } = self;
+        let next = Self::start(None, config, log, socket).await;
+        (next, process.ended().await)
+    }
+
+    /// Tries to start a second agent on the same folder; what it says when it does not start.
+    pub async fn try_second(&self) -> Result<Process, String> {
+        let args = ["run", "-c", self.config.to_str().unwrap()];
+        let log = self.log.with_extension("second.log");
+        Process::try_start("vane-test-agent", &args, &log).await
+    }
+
+    /// Its admin socket.
+    pub fn admin_socket(&self) -> PathBuf {
+        let stem = self.socket.file_stem().unwrap().to_str().unwrap();
+        self.socket.with_file_name(format!("{stem}-admin.sock"))
+    }
+
     /// Connects this process as a workload.
     pub async fn workload(&self) -> Workload {
         Workload::connect(&self.socket).await

@@ -296,6 +296,20 @@ fn difference(attested: &ProcessFacts, now: &ProcessFacts) -> Option<Changed> {
     }
 }
 
+/// Waits until the process `pid` has ended; not at all when there is none.
+///
+/// # Errors
+/// The process cannot be watched.
+pub async fn ended(pid: u32) -> io::Result<()> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let Some(pid) = pid else { return Ok(()) };
+    match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(process) => watch(process)?.readable().await.map(drop),
+        Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 #[expect(
     deprecated,
     reason = "its replacement is unsafe for types whose descriptor may change; an OwnedFd's does not"

@@ -35,24 +35,27 @@ pub(crate) struct Shown {
     pub(crate) counters: Counters,
 }
 
+/// The services of the socket.
+pub(crate) struct Services(Routes);
+
 /// The services; they are reachable before the agent is in sync, when one most wants to ask.
 ///
 /// # Errors
 /// [`ServeError::Reflection`].
-pub(crate) async fn services(shown: Arc<Shown>) -> Result<Routes, ServeError> {
+pub(crate) async fn services(shown: Arc<Shown>) -> Result<Services, ServeError> {
     let names = ["spire.agent.debug.v1.Debug"];
     let routes =
         Routes::new(DebugServer::new(debug::DebugService(shown))).add_service(health().await);
-    with_reflection(routes, &names)
+    Ok(Services(with_reflection(routes, &names)?))
 }
 
 /// Serves until `stop`; open streams end with it.
 pub(crate) async fn serve(
     listener: UnixListener<Arc<Connector>>,
-    routes: Routes,
+    services: Services,
     stop: CancellationToken,
 ) -> Result<(), Infallible> {
-    if let Err(error) = serve_routes(listener, routes, stop).await {
+    if let Err(error) = serve_routes(listener, services.0, stop).await {
         // Workloads do not suffer for it.
         tracing::error!(%error, "the admin socket is not served any more");
     }
