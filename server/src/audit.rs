@@ -7,8 +7,9 @@
 use serde_json::{Value, json};
 use vane_authority::log::Leaf;
 use vane_chassis::telemetry::LogLevel;
+use vane_identity::bundle::Bundle;
 use vane_identity::entry::Entry;
-use vane_identity::id::SpiffeId;
+use vane_identity::id::{SpiffeId, TrustDomain};
 
 use crate::caller::Caller;
 
@@ -32,6 +33,18 @@ pub enum Change<'a> {
     AgentBanned(&'a SpiffeId),
     /// An agent was evicted.
     AgentDeleted(&'a SpiffeId),
+    /// A federated bundle is new.
+    BundleCreated(&'a Bundle),
+    /// A federated bundle is this now, whether or not there was one.
+    BundleSet(&'a Bundle),
+    /// A federated bundle has changed: to this.
+    BundleUpdated(&'a Bundle),
+    /// The federated bundle of this trust domain is gone.
+    BundleDeleted(&'a TrustDomain),
+    /// Authorities were added to the own bundle: this is it now.
+    BundleAppended(&'a Bundle),
+    /// A downstream server's JWT key was added to the own bundle: this is it now.
+    JwtAuthorityPublished(&'a Bundle),
     /// The level of the process's log is about to be this.
     LogLevelSet(LogLevel),
 }
@@ -47,6 +60,12 @@ impl Change<'_> {
             Self::TokenCreated { .. } => "Agent/CreateJoinToken",
             Self::AgentBanned(_) => "Agent/BanAgent",
             Self::AgentDeleted(_) => "Agent/DeleteAgent",
+            Self::BundleCreated(_) => "Bundle/BatchCreateFederatedBundle",
+            Self::BundleSet(_) => "Bundle/BatchSetFederatedBundle",
+            Self::BundleUpdated(_) => "Bundle/BatchUpdateFederatedBundle",
+            Self::BundleDeleted(_) => "Bundle/BatchDeleteFederatedBundle",
+            Self::BundleAppended(_) => "Bundle/AppendBundle",
+            Self::JwtAuthorityPublished(_) => "Bundle/PublishJWTAuthority",
             Self::LogLevelSet(_) => "Logger/SetLogLevel",
         }
     }
@@ -64,6 +83,12 @@ impl Change<'_> {
                 "expires_at": expires_at,
             }),
             Self::AgentBanned(id) | Self::AgentDeleted(id) => json!({ "agent_id": id }),
+            Self::BundleCreated(bundle)
+            | Self::BundleSet(bundle)
+            | Self::BundleUpdated(bundle)
+            | Self::BundleAppended(bundle)
+            | Self::JwtAuthorityPublished(bundle) => authorities(bundle),
+            Self::BundleDeleted(name) => json!({ "trust_domain": name.as_str() }),
             Self::LogLevelSet(level) => json!({ "level": level.name() }),
         }
     }
@@ -88,6 +113,21 @@ pub fn attestation(caller: &Caller, agent: &SpiffeId, method: &str, serial: &str
         caller: caller.to_string(),
         detail: json!({ "serial": serial }),
     }
+}
+
+/// Whom a bundle trusts, by the IDs of its authorities.
+fn authorities(bundle: &Bundle) -> Value {
+    let x509 = bundle.x509_authorities.iter();
+    let x509: Vec<_> = x509.map(|one| one.authority_id().ok()).collect();
+    let jwt = bundle.jwt_authorities.iter();
+    let jwt: Vec<_> = jwt.map(|one| &one.key_id).collect();
+    json!({
+        "trust_domain": bundle.trust_domain.as_str(),
+        "sequence_number": bundle.sequence_number,
+        "refresh_hint": bundle.refresh_hint,
+        "x509_authorities": x509,
+        "jwt_authorities": jwt,
+    })
 }
 
 /// Every field, so that the log alone tells what was registered when.

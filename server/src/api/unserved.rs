@@ -14,42 +14,6 @@ const UNSERVED: &[(&str, &str)] = &[
         "listing the health of services",
     ),
     (
-        "/spire.api.server.bundle.v1.Bundle/AppendBundle",
-        "changing the bundle by hand",
-    ),
-    (
-        "/spire.api.server.bundle.v1.Bundle/BatchCreateFederatedBundle",
-        FEDERATION,
-    ),
-    (
-        "/spire.api.server.bundle.v1.Bundle/BatchDeleteFederatedBundle",
-        FEDERATION,
-    ),
-    (
-        "/spire.api.server.bundle.v1.Bundle/BatchSetFederatedBundle",
-        FEDERATION,
-    ),
-    (
-        "/spire.api.server.bundle.v1.Bundle/BatchUpdateFederatedBundle",
-        FEDERATION,
-    ),
-    (
-        "/spire.api.server.bundle.v1.Bundle/CountBundles",
-        FEDERATION,
-    ),
-    (
-        "/spire.api.server.bundle.v1.Bundle/GetFederatedBundle",
-        FEDERATION,
-    ),
-    (
-        "/spire.api.server.bundle.v1.Bundle/ListFederatedBundles",
-        FEDERATION,
-    ),
-    (
-        "/spire.api.server.bundle.v1.Bundle/PublishJWTAuthority",
-        NESTED,
-    ),
-    (
         "/spire.api.server.bundle.v1.Bundle/PublishWITAuthority",
         WIT,
     ),

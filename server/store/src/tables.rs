@@ -8,6 +8,7 @@
 //! | `a/` | [`agents`] | path of the agent's ID | the agent |
 //! | `b/` | [`bundles`] | trust domain | the bundle |
 //! | `j/` | [`join_tokens`] | SHA-256 of the token | the token's record |
+//! | `f/` | [`federation`] | marks | what entries and bundles compare |
 //! | `c/` | [`authorities`] | authority ID | the authority |
 //!
 //! A table is functions over a [`crate::kv::Kv`]. Those that return a
@@ -20,6 +21,7 @@ pub mod agents;
 pub mod authorities;
 pub mod bundles;
 pub mod entries;
+pub mod federation;
 pub mod join_tokens;
 
 #[cfg(test)]

@@ -184,6 +184,15 @@ fn check_public_key(der: &[u8]) -> Result<(), KeyRefusal> {
     Ok(())
 }
 
+/// The mask that names every field, which is what no mask means.
+pub const ALL_FIELDS: BundleMask = BundleMask {
+    x509_authorities: true,
+    jwt_authorities: true,
+    refresh_hint: true,
+    sequence_number: true,
+    wit_authorities: true,
+};
+
 /// The fields of `bundle` that `mask` names; all of them without a mask, the trust domain
 /// always.
 #[must_use]

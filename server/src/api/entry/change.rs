@@ -5,11 +5,11 @@ use futures_util::stream::FuturesOrdered;
 use tonic::Code;
 use uuid::Uuid;
 use vane_identity::entry::{Entry, EntryId};
-use vane_identity::id::TrustDomain;
 use vane_identity::lifetime::to_unix;
-use vane_store::kv::{CommitError, Revision};
+use vane_store::kv::{CommitError, KvError, Revision, Txn};
 use vane_store::tables::entries::{self, CreateError, UpdateError};
 use vane_store::tables::row::Row;
+use vane_store::tables::{bundles, federation};
 use vane_wire::convert;
 use vane_wire::spire::api::types;
 use vane_wire::status::{self, Refusal};
@@ -80,15 +80,19 @@ async fn try_create(parts: &Parts, wire: &types::Entry) -> Result<Creation, Refu
     let now = to_unix(parts.clock.now());
     let entry = convert::entry::create(wire, &parts.trust_domain, now, || fresh)
         .map_err(|error| Refusal::of("failed to convert entry", &error))?;
-    check_federation(parts, &entry, tried)?;
-    match entries::create(&*parts.kv, &entry).await {
-        Ok(revision) => Ok(Creation::Made(entry, revision)),
-        Err(CreateError::Similar(row)) => Ok(Creation::Similar(row.value)),
-        Err(error @ CreateError::IdTaken(_)) => {
-            Err(Refusal::because(Code::AlreadyExists, tried, error))
+    for _ in 0..TRIES {
+        let link = link(parts, &entry, tried).await?;
+        match entries::create(&*parts.kv, &entry, link).await {
+            Ok(revision) => return Ok(Creation::Made(entry, revision)),
+            Err(CreateError::Similar(row)) => return Ok(Creation::Similar(row.value)),
+            Err(CreateError::Changed) => {}
+            Err(error @ CreateError::IdTaken(_)) => {
+                return Err(Refusal::because(Code::AlreadyExists, tried, error));
+            }
+            Err(CreateError::Commit(error)) => return Err(parts.store_refusal(tried, &error)),
         }
-        Err(CreateError::Commit(error)) => Err(parts.store_refusal(tried, &error)),
     }
+    Err(busy(tried))
 }
 
 /// Updates the fields of an entry that `mask` names.
@@ -111,8 +115,8 @@ pub(super) async fn update(
         let row = read(parts, &id, tried).await?.ok_or_else(missing)?;
         let entry = convert::entry::merge(&row.value, wire, mask, &parts.trust_domain)
             .map_err(|error| Refusal::of("failed to convert entry", &error))?;
-        check_federation(parts, &entry, tried)?;
-        match entries::update(&*parts.kv, &row, &entry).await {
+        let link = link(parts, &entry, tried).await?;
+        match entries::update(&*parts.kv, &row, &entry, link).await {
             Ok(revision) => {
                 let change = Change::EntryUpdated(&entry);
                 parts.acknowledge(caller, change, revision, tried).await?;
@@ -158,16 +162,29 @@ async fn read(parts: &Parts, id: &EntryId, tried: &str) -> Result<Option<Row<Ent
     row.map_err(|error| parts.store_refusal(tried, &error.into()))
 }
 
-/// An entry federates only with trust domains whose bundle is known.
-fn check_federation(parts: &Parts, entry: &Entry, tried: &str) -> Result<(), Refusal> {
-    let unknown = |one: &&TrustDomain| parts.state.bundle(one).is_none();
-    match entry.federates_with.iter().find(unknown) {
-        Some(trust_domain) => {
-            let why = format!("unable to find federated bundle \"{trust_domain}\"");
-            Err(Refusal::because(Code::Internal, tried, why))
-        }
-        None => Ok(()),
+/// What makes sure that the bundles `entry` federates with are there when it is written.
+async fn link(parts: &Parts, entry: &Entry, tried: &str) -> Result<Txn, Refusal> {
+    if entry.federates_with.is_empty() {
+        return Ok(Txn::new());
     }
+    let store = |error: KvError| parts.store_refusal(tried, &error.into());
+    let seen = federation::bundles(&*parts.kv).await.map_err(store)?;
+    // Hot state may say that a bundle is there once it has every deletion up to the mark.
+    let is_hot = parts.state.has(seen.revision());
+    for trust_domain in &entry.federates_with {
+        if is_hot && parts.state.bundle(trust_domain).is_some() {
+            continue;
+        }
+        let row = bundles::get(&*parts.kv, trust_domain)
+            .await
+            .map_err(store)?;
+        if row.is_none() {
+            let why = format!("unable to find federated bundle \"{}\"", trust_domain.id());
+            return Err(Refusal::because(Code::Internal, tried, why));
+        }
+    }
+    let mark = Uuid::new_v4().into_bytes();
+    Ok(federation::entry_written(entry, &seen, mark))
 }
 
 fn busy(tried: &str) -> Refusal {

@@ -153,7 +153,7 @@ async fn an_item_fails_alone_and_in_spires_words() {
     let results = create(&mut client, entries).await;
     let text = "failed to convert entry: invalid spiffe ID: \"spiffe://other.org/six\" is not a member of trust domain \"example.org\"";
     assert_eq!(status(&results[0].status), (Code::InvalidArgument, text));
-    let text = "failed to create entry: unable to find federated bundle \"other.org\"";
+    let text = "failed to create entry: unable to find federated bundle \"spiffe://other.org\"";
     assert_eq!(status(&results[1].status), (Code::Internal, text));
     let text = "failed to convert entry: selector list is empty";
     assert_eq!(status(&results[2].status), (Code::InvalidArgument, text));

@@ -1,8 +1,9 @@
 //! Trust bundles, the own one and those of federated trust domains:
 //! `b/<trust domain>`.
 //!
-//! Invariant: the sequence number grows by one with each change of content
-//! and with nothing else; a deleted bundle that comes back starts at 1.
+//! Invariant: the own bundle's sequence number grows by one with each change of
+//! content and with nothing else; a deleted bundle that comes back starts at 1.
+//! A federated bundle's is what its trust domain says, and is only kept here.
 
 use bytes::Bytes;
 use vane_identity::bundle::Bundle;
@@ -36,6 +37,12 @@ pub fn numbered(row: Option<&Row<Bundle>>, mut bundle: Bundle) -> Bundle {
 pub fn put(row: Option<&Row<Bundle>>, bundle: Bundle) -> Txn {
     let bundle = numbered(row, bundle);
     row::put(key(&bundle.trust_domain), row, &bundle)
+}
+
+/// Writes the federated `bundle` as it is, when the row is still `row`. Its only compare is
+/// index 0.
+pub fn put_federated(row: Option<&Row<Bundle>>, bundle: &Bundle) -> Txn {
+    row::put(key(&bundle.trust_domain), row, bundle)
 }
 
 /// Deletes the bundle of `row`, when it is still so.

@@ -29,6 +29,9 @@ pub enum CreateError {
     /// This one has the same SPIFFE ID, parent and selectors.
     #[error("similar entry {} already exists", .0.value.id)]
     Similar(Box<Row<Entry>>),
+    /// What the caller compared beside the entry does not hold.
+    #[error("what the entry depends on was changed meanwhile; look again")]
+    Changed,
     /// Another entry has the same ID.
     #[error("entry ID {0} is already in use")]
     IdTaken(EntryId),
@@ -44,7 +47,7 @@ pub enum UpdateError {
     /// the updated one would have.
     #[error("similar entry {0} already exists")]
     Similar(EntryId),
-    /// The entry was changed or deleted since it was read.
+    /// The entry, or what the caller compared beside it, was changed since it was read.
     #[error("entry was changed meanwhile; read it again")]
     Changed,
     /// The store refused.
@@ -139,18 +142,19 @@ pub async fn similar(kv: &dyn Kv, entry: &Entry) -> Result<Option<EntryId>, KvEr
     id.map(Some).ok_or_else(|| damaged(FrameError::Parts))
 }
 
-/// Creates `entry`.
+/// Creates `entry`, together with what `also` says.
 ///
 /// # Errors
 /// [`CreateError`]; a similar entry is returned with it.
-pub async fn create(kv: &dyn Kv, entry: &Entry) -> Result<Revision, CreateError> {
-    let txn = creation(entry);
+pub async fn create(kv: &dyn Kv, entry: &Entry, also: Txn) -> Result<Revision, CreateError> {
+    let txn = creation(entry).and(also);
     let mut tries = TRIES;
     loop {
         let conflict = match kv.commit(txn.clone()).await {
             Err(CommitError::Conflict { compare: 1, .. }) => {
                 return Err(CreateError::IdTaken(entry.id.clone()));
             }
+            Err(CommitError::Conflict { compare: 2.., .. }) => return Err(CreateError::Changed),
             Err(conflict @ CommitError::Conflict { .. }) => conflict,
             outcome => return Ok(outcome?),
         };
@@ -165,13 +169,20 @@ pub async fn create(kv: &dyn Kv, entry: &Entry) -> Result<Revision, CreateError>
     }
 }
 
-/// Makes the entry of `row` into `next`.
+/// Makes the entry of `row` into `next`, together with what `also` says.
 ///
 /// # Errors
 /// [`UpdateError`].
-pub async fn update(kv: &dyn Kv, row: &Row<Entry>, next: &Entry) -> Result<Revision, UpdateError> {
-    match kv.commit(replacement(row, next)).await {
-        Err(CommitError::Conflict { compare: 1, .. }) => {
+pub async fn update(
+    kv: &dyn Kv,
+    row: &Row<Entry>,
+    next: &Entry,
+    also: Txn,
+) -> Result<Revision, UpdateError> {
+    let txn = replacement(row, next);
+    let own = txn.compares.len();
+    match kv.commit(txn.and(also)).await {
+        Err(CommitError::Conflict { compare: 1, .. }) if own > 1 => {
             let similar = similar(kv, next).await.map_err(CommitError::from)?;
             Err(similar.map_or(UpdateError::Changed, UpdateError::Similar))
         }

@@ -97,10 +97,12 @@ async fn row(kv: &dyn Kv, entry: &Entry) -> Row<Entry> {
 async fn a_similar_entry_is_returned_instead_of_created() {
     let kv = store();
     let first = entry("1", "web", &["uid:1", "gid:2"]);
-    let revision = entries::create(&*kv, &first).await.unwrap();
+    let revision = entries::create(&*kv, &first, Txn::new()).await.unwrap();
     assert_eq!(row(&*kv, &first).await.mod_revision, revision);
     let second = entry("2", "web", &["gid:2", "uid:1"]);
-    let refused = entries::create(&*kv, &second).await.unwrap_err();
+    let refused = entries::create(&*kv, &second, Txn::new())
+        .await
+        .unwrap_err();
     let CreateError::Similar(existing) = refused else {
         panic!("{refused:?}");
     };
@@ -112,11 +114,11 @@ async fn a_similar_entry_is_returned_instead_of_created() {
 #[tokio::test]
 async fn a_taken_entry_id_is_told_from_a_similar_entry() {
     let kv = store();
-    entries::create(&*kv, &entry("1", "web", &["uid:1"]))
+    entries::create(&*kv, &entry("1", "web", &["uid:1"]), Txn::new())
         .await
         .unwrap();
     let other = entry("1", "db", &["uid:1"]);
-    let refused = entries::create(&*kv, &other).await;
+    let refused = entries::create(&*kv, &other, Txn::new()).await;
     assert_eq!(refused, Err(CreateError::IdTaken(other.id.clone())));
     assert_eq!(entries::similar(&*kv, &other).await, Ok(None));
 }
@@ -164,15 +166,15 @@ async fn no_two_different_triples_share_a_uniqueness_key() {
 async fn an_update_moves_the_uniqueness_key() {
     let kv = store();
     let (web, db) = (entry("1", "web", &["uid:1"]), entry("2", "db", &["uid:1"]));
-    entries::create(&*kv, &web).await.unwrap();
-    entries::create(&*kv, &db).await.unwrap();
+    entries::create(&*kv, &web, Txn::new()).await.unwrap();
+    entries::create(&*kv, &db, Txn::new()).await.unwrap();
     let old = row(&*kv, &web).await;
 
     let like_db = Entry {
         spiffe_id: id("db"),
         ..web.clone()
     };
-    let refused = entries::update(&*kv, &old, &like_db).await;
+    let refused = entries::update(&*kv, &old, &like_db, Txn::new()).await;
     assert_eq!(refused, Err(UpdateError::Similar(db.id.clone())));
 
     let moved = Entry {
@@ -180,7 +182,9 @@ async fn an_update_moves_the_uniqueness_key() {
         revision_number: 1,
         ..web.clone()
     };
-    entries::update(&*kv, &old, &moved).await.unwrap();
+    entries::update(&*kv, &old, &moved, Txn::new())
+        .await
+        .unwrap();
     assert_eq!(row(&*kv, &web).await.value, moved);
     assert_eq!(
         entries::similar(&*kv, &web).await,
@@ -196,14 +200,14 @@ async fn an_update_moves_the_uniqueness_key() {
         ..moved.clone()
     };
     assert_eq!(
-        entries::update(&*kv, &old, &late).await,
+        entries::update(&*kv, &old, &late, Txn::new()).await,
         Err(UpdateError::Changed)
     );
     let same_triple = Entry {
         hint: "h".into(),
         ..moved.clone()
     };
-    entries::update(&*kv, &row(&*kv, &web).await, &same_triple)
+    entries::update(&*kv, &row(&*kv, &web).await, &same_triple, Txn::new())
         .await
         .unwrap();
     assert_eq!(entries::similar(&*kv, &moved).await, Ok(Some(web.id)));
@@ -213,7 +217,7 @@ async fn an_update_moves_the_uniqueness_key() {
 async fn a_deleted_entry_frees_its_triple_and_is_not_deleted_twice() {
     let kv = store();
     let web = entry("1", "web", &["uid:1"]);
-    entries::create(&*kv, &web).await.unwrap();
+    entries::create(&*kv, &web, Txn::new()).await.unwrap();
     let old = row(&*kv, &web).await;
     entries::delete(&*kv, &old).await.unwrap();
     let again = entries::delete(&*kv, &old).await;
@@ -225,6 +229,7 @@ async fn a_deleted_entry_frees_its_triple_and_is_not_deleted_twice() {
             id: EntryId::parse("2").unwrap(),
             ..web
         },
+        Txn::new(),
     )
     .await
     .unwrap();
@@ -238,7 +243,7 @@ async fn of_many_similar_creations_at_once_one_wins_and_all_learn_its_id() {
         let kv = Arc::clone(&kv);
         let entry = entry(&format!("id-{n}"), "web", &["uid:1"]);
         tasks.spawn(async move {
-            match entries::create(&*kv, &entry).await {
+            match entries::create(&*kv, &entry, Txn::new()).await {
                 Ok(_) => (true, entry.id),
                 Err(CreateError::Similar(row)) => (false, row.value.id),
                 Err(other) => panic!("{other:?}"),
@@ -257,7 +262,7 @@ async fn pages_and_events_carry_every_entry() {
     let mut watch = kv.watch(b"", 0).unwrap();
     for n in 0..25 {
         let name = format!("{n:02}");
-        entries::create(&*kv, &entry(&name, &name, &["uid:1"]))
+        entries::create(&*kv, &entry(&name, &name, &["uid:1"]), Txn::new())
             .await
             .unwrap();
     }
