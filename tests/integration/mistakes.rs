@@ -298,6 +298,45 @@ const MISTAKES: &[Mistake] = &[
         &["-o json", "--write"],
     ),
     mistake("svid fetch --all", &["--all", "--write"]),
+    // JWT-SVIDs.
+    mistake("svid fetch --jwt", &["--audience"]),
+    mistake("svid fetch --audience web", &["--jwt"]),
+    mistake(
+        "svid fetch --jwt --audience web --write {dir}/tls",
+        &["--jwt", "--write"],
+    ),
+    mistake(
+        "svid fetch --jwt --audience ''",
+        &["--audience", "my-service"],
+    ),
+    mistake(
+        "svid fetch --jwt --audience web --spiffe-id example.org/web",
+        &["--spiffe-id", "example.org/web", "spiffe://"],
+    ),
+    mistake(
+        "svid fetch --jwt --audience web",
+        &["no identity issued", "vane entry list"],
+    ),
+    mistake("jwt validate", &["--audience"]),
+    mistake("jwt validate --audience ''", &["--audience", "my-service"]),
+    mistake(
+        "jwt validate --audience web --svid {dir}/nothing",
+        &["--svid", "{dir}/nothing"],
+    ),
+    mistake(
+        "jwt validate --audience web --svid eyJh.eyJz.c2ln",
+        &["--svid", "a file", "pipe"],
+    ),
+    reads(
+        "jwt validate --audience web",
+        " ",
+        &["standard input", "nothing"],
+    ),
+    reads(
+        "jwt validate --audience web",
+        "not a token",
+        &["not valid", "vane svid fetch --jwt"],
+    ),
     mistake("entrys list", &["entrys"]),
     mistake(
         "entry create --spiffeid spiffe://example.org/web",

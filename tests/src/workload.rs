@@ -10,7 +10,10 @@ use vane_identity::bundle::{Bundle, X509Authority};
 use vane_identity::id::SpiffeId;
 use vane_identity::x509_svid::{Certificate, Role, VerifiedX509Svid, X509Svid};
 use vane_wire::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
-use vane_wire::workload::{X509svidRequest, X509svidResponse};
+use vane_wire::workload::{
+    JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest, ValidateJwtsvidResponse,
+    X509svidRequest, X509svidResponse,
+};
 
 use crate::admin::unix_channel;
 use crate::process::within;
@@ -49,6 +52,34 @@ impl Workload {
     /// The generated client, for everything that has no short form here.
     pub fn api(&self) -> SpiffeWorkloadApiClient<Channel> {
         self.client.clone()
+    }
+
+    /// FetchJWTSVID for `audience`, of all identities.
+    pub async fn jwt(&self, audience: &str) -> Result<JwtsvidResponse, Status> {
+        let message = JwtsvidRequest {
+            audience: vec![audience.to_owned()],
+            spiffe_id: String::new(),
+        };
+        let mut api = self.api();
+        let call = api.fetch_jwtsvid(request(message));
+        let answer = within("an answer of FetchJWTSVID", call).await?;
+        Ok(answer.into_inner())
+    }
+
+    /// ValidateJWTSVID.
+    pub async fn validate(
+        &self,
+        audience: &str,
+        svid: &str,
+    ) -> Result<ValidateJwtsvidResponse, Status> {
+        let message = ValidateJwtsvidRequest {
+            audience: audience.to_owned(),
+            svid: svid.to_owned(),
+        };
+        let mut api = self.api();
+        let call = api.validate_jwtsvid(request(message));
+        let answer = within("an answer of ValidateJWTSVID", call).await?;
+        Ok(answer.into_inner())
     }
 
     /// Opens a FetchX509SVID stream.

@@ -63,7 +63,30 @@ pub fn to_value<M: Message + Name>(message: &M) -> Result<Value, JsonError> {
         .skip_default_fields(false)
         .stringify_64_bit_integers(true);
     // Through a value, whose keys are sorted.
-    Ok(dynamic.serialize_with_options(serde_json::value::Serializer, &options)?)
+    let mut value = dynamic.serialize_with_options(serde_json::value::Serializer, &options)?;
+    write_whole(&mut value);
+    Ok(value)
+}
+
+/// The largest number up to which every integer is a double.
+const EXACT: f64 = 9_007_199_254_740_992.0;
+
+/// Whole doubles (the numbers of claims) without a point, as protojson has them.
+fn write_whole(value: &mut Value) {
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            let whole = number
+                .as_f64()
+                .filter(|it| it.fract() == 0.0 && it.abs() <= EXACT);
+            #[expect(clippy::cast_possible_truncation, reason = "the range was checked")]
+            if let Some(whole) = whole {
+                *value = Value::from(whole as i64);
+            }
+        }
+        Value::Array(all) => all.iter_mut().for_each(write_whole),
+        Value::Object(map) => map.values_mut().for_each(write_whole),
+        _ => {}
+    }
 }
 
 /// The message that `text` says; keys that it does not have are refused.

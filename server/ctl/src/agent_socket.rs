@@ -5,8 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
-use tonic::Status;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 use vane_client::endpoint::{ENV, Endpoint, EndpointError};
 use vane_client::workload::{AddressError, address, connect_error};
 use vane_client::{channel, endpoint};
@@ -72,10 +72,19 @@ pub(crate) async fn connect(endpoint: &Endpoint, flag: &str) -> Result<Channel, 
     }
 }
 
+/// A request with the security header, given up after half a minute.
+pub(crate) fn request<T>(message: T) -> tonic::Request<T> {
+    let mut request = vane_client::workload::request(message);
+    request.set_timeout(api::DEADLINE);
+    request
+}
+
 /// What an answer of the Workload API at `endpoint` means, or that there was none.
 pub(crate) fn failure_at(endpoint: &Endpoint, status: &Status, flag: &str) -> Failure {
     match connect_error(status) {
         Some(error) => unreachable(endpoint, error, flag),
+        None if status.code() == Code::Unavailable => Failure::new(status.message().to_owned())
+            .hint("the agent is there but cannot get it now; its log says why"),
         None => Failure::of_status(status),
     }
 }

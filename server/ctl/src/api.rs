@@ -14,7 +14,8 @@ use crate::output::Format;
 pub(crate) const DEFAULT_SERVER_SOCKET: &str = "/run/vane/server.sock";
 /// A message is at most this large (NAMES 21).
 pub(crate) const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
-const DEADLINE: Duration = Duration::from_secs(30);
+/// So long a call may take.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 /// How a command reaches the server and prints what it says.
 #[derive(Debug, Clone, Args)]

@@ -12,6 +12,7 @@ use crate::dev::Dev;
 use crate::entry::Entry;
 use crate::failure::Failure;
 use crate::health::Health;
+use crate::jwt::Jwt;
 use crate::svid::Svid;
 use crate::token::Token;
 
@@ -40,6 +41,8 @@ enum Command {
     Bundle(Bundle),
     #[command(subcommand)]
     Svid(Svid),
+    #[command(subcommand)]
+    Jwt(Jwt),
     Health(Health),
     Dev(Dev),
     Completion(Completion),
@@ -78,6 +81,7 @@ fn run(command: Command) -> Result<(), Failure> {
             Command::Token(token) => token.run().await,
             Command::Bundle(bundle) => bundle.run().await,
             Command::Svid(svid) => svid.run().await,
+            Command::Jwt(jwt) => jwt.run().await,
             Command::Health(health) => health.run().await,
             Command::Completion(completion) => completion.run::<Cli>(),
             Command::Dev(dev) => dev.run().await,

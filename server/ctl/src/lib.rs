@@ -17,6 +17,7 @@ mod agent_socket;
 mod agent;
 mod completion;
 mod entry;
+mod jwt;
 mod svid;
 mod token;
 

@@ -36,9 +36,13 @@ pub(crate) fn raw(text: &str) -> Result<(), Failure> {
 
 /// Prints a message as SPIRE's CLI does.
 pub(crate) fn json<M: Message + Name>(message: &M) -> Result<(), Failure> {
-    let text = vane_wire::json::to_string(message)
-        .map_err(|error| Failure::new(format!("cannot print the answer as JSON: {error}")))?;
-    line(text)
+    line(value(message)?.to_string())
+}
+
+/// A message as a JSON value, in SPIRE's form.
+pub(crate) fn value<M: Message + Name>(message: &M) -> Result<serde_json::Value, Failure> {
+    vane_wire::json::to_value(message)
+        .map_err(|error| Failure::new(format!("cannot print the answer as JSON: {error}")))
 }
 
 /// Prints a table; when it has no rows, `nothing` instead.
@@ -84,6 +88,11 @@ pub(crate) fn distance(unix: i64, now: SystemTime) -> String {
         Ok(left) => format!("in {}", short(left)),
         Err(past) => format!("{} ago", short(past.duration())),
     }
+}
+
+/// When something ends: `2026-01-01T00:00:00Z (in 5m)`.
+pub(crate) fn expiry(unix: i64, now: SystemTime) -> String {
+    format!("{} ({})", time(unix), distance(unix, now))
 }
 
 /// A SPIFFE ID of the wire as text.

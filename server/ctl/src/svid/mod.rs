@@ -1,6 +1,7 @@
-//! `vane svid`: X.509-SVIDs from the Workload API, as files or as lines; and minting.
+//! `vane svid`: SVIDs from the Workload API, as files or as lines; and minting.
 
 mod generation;
+mod jwt;
 mod mint;
 mod serve;
 mod show;
@@ -15,11 +16,13 @@ pub(crate) use mint::Mint;
 pub(crate) use serve::{Fetch, Watch, contexts};
 pub(crate) use show::{Shown, shown};
 
-/// X.509-SVIDs of this process, or minted ones.
+/// SVIDs of this process, or minted ones.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Svid {
     /// Fetch this process's SVIDs once.
-    #[command(after_help = "Examples:\n  vane svid fetch\n  vane svid fetch --write /etc/web/tls")]
+    #[command(
+        after_help = "Examples:\n  vane svid fetch\n  vane svid fetch --write /etc/web/tls\n  vane svid fetch --jwt --audience my-service"
+    )]
     Fetch(Fetch),
     /// Follow this process's SVIDs: each rotation is a line, or a generation of files.
     #[command(

@@ -10,8 +10,9 @@ use vane_chassis::clock::{Clock as _, System};
 use vane_client::endpoint::Endpoint;
 use vane_client::workload::{Change, X509Context, X509Contexts};
 
+use super::jwt::Jwt;
 use super::{generation, show};
-use crate::agent_socket::{failure_at, workload_api};
+use crate::agent_socket::{self, failure_at, workload_api};
 use crate::failure::{self, Failure};
 use crate::output::{self, Format};
 
@@ -39,6 +40,8 @@ pub(crate) struct Target {
 pub(crate) struct Fetch {
     #[command(flatten)]
     target: Target,
+    #[command(flatten)]
+    jwt: Jwt,
 }
 
 #[derive(Debug, Args)]
@@ -61,6 +64,11 @@ impl Fetch {
     /// The first message, written or printed. What hinders it is told; nothing is tried again.
     pub(crate) async fn run(self) -> Result<(), Failure> {
         let endpoint = self.target.endpoint()?;
+        if self.jwt.jwt {
+            let channel = agent_socket::connect(&endpoint, FLAG).await?;
+            let refuse = |status| failure_at(&endpoint, &status, FLAG);
+            return self.jwt.fetch(channel, self.target.output, refuse).await;
+        }
         let mut contexts = contexts(endpoint.clone())?;
         let first = tokio::time::timeout(FIRST_MESSAGE, contexts.next());
         let change = first.await.map_err(|_| {
