@@ -20,6 +20,7 @@ use vane_wire::spire::api::server::agent::v1 as agent;
 use vane_wire::spire::api::server::bundle::v1 as bundle;
 use vane_wire::spire::api::server::debug::v1 as debug;
 use vane_wire::spire::api::server::entry::v1 as registry;
+use vane_wire::spire::api::server::logger::v1 as logger;
 use vane_wire::spire::api::server::svid::v1 as svid;
 use vane_wire::spire::api::types;
 use vane_wire::vane::sync::v1 as sync;
@@ -92,6 +93,17 @@ const SERVER: &[Call] = &[
     call("spire.api.server.entry.v1.Entry/CountEntries", Via::Admin),
     call("spire.api.server.entry.v1.Entry/GetEntry", Via::Admin),
     call("spire.api.server.entry.v1.Entry/ListEntries", Via::Admin),
+    call(
+        "spire.api.server.entry.v1.Entry/GetAuthorizedEntries",
+        Via::Node,
+    ),
+    call(
+        "spire.api.server.entry.v1.Entry/SyncAuthorizedEntries",
+        Via::Node,
+    ),
+    call("spire.api.server.logger.v1.Logger/GetLogger", Via::Admin),
+    call("spire.api.server.logger.v1.Logger/ResetLogLevel", Via::Admin),
+    call("spire.api.server.logger.v1.Logger/SetLogLevel", Via::Admin),
     call("spire.api.server.svid.v1.SVID/BatchNewX509SVID", Via::Node),
     call("spire.api.server.svid.v1.SVID/MintX509SVID", Via::Admin),
     arm(WATCH, Via::Node, "hello"),
@@ -358,6 +370,20 @@ impl Stage {
                 ttl: 60,
             }
             .encode_to_vec(),
+            "GetAuthorizedEntries" => registry::GetAuthorizedEntriesRequest {
+                output_mask: Some(types::EntryMask::default()),
+            }
+            .encode_to_vec(),
+            "SyncAuthorizedEntries" => registry::SyncAuthorizedEntriesRequest {
+                output_mask: Some(with_revisions()),
+                ids: Vec::new(),
+            }
+            .encode_to_vec(),
+            "SetLogLevel" => logger::SetLogLevelRequest {
+                new_level: types::LogLevel::Info.into(),
+            }
+            .encode_to_vec(),
+            "GetLogger" | "ResetLogLevel" => Vec::new(),
             "Watch.hello" => hello().encode_to_vec(),
             "Watch.need" => need(vec![self.entry_id.clone()]).encode_to_vec(),
             "Watch.ack" => {
@@ -495,6 +521,14 @@ fn all_of_an_entry() -> types::EntryMask {
         mask.set_field(&field, Value::Bool(true));
     }
     mask.transcode_to().unwrap()
+}
+
+/// A set without revisions cannot be followed, so that mask is refused.
+fn with_revisions() -> types::EntryMask {
+    types::EntryMask {
+        revision_number: true,
+        ..types::EntryMask::default()
+    }
 }
 
 fn watch(request: sync::watch_request::Request) -> sync::WatchRequest {
