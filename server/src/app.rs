@@ -339,6 +339,10 @@ fn profile(config: &Config) -> ProfileConfig {
         ca_subject: server.ca_subject.clone(),
         default_x509_svid_ttl: server.default_x509_svid_ttl,
         agent_ttl: server.agent_ttl,
+        disable_jwt_svids: server.disable_jwt_svids,
+        jwt_key_type: server.jwt_key_type,
+        jwt_issuer: server.jwt_issuer.clone(),
+        default_jwt_svid_ttl: server.default_jwt_svid_ttl,
     }
 }
 

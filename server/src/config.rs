@@ -13,6 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use vane_authority::key_manager;
 use vane_authority::log::Mode;
+use vane_authority::profile::MAX_ISSUER_BYTES;
 use vane_authority::subject::{Subject, SubjectConfig, SubjectError};
 use vane_chassis::builtin::Section;
 use vane_chassis::config::{self, ConfigError};
@@ -94,6 +95,15 @@ pub struct Server {
     /// How long a JWT-SVID lives whose entry does not say it.
     #[serde(default = "default_jwt_svid_ttl", with = "humantime_serde")]
     pub default_jwt_svid_ttl: Duration,
+    /// Whether there are no JWT-SVIDs: no key signs them and requests are refused.
+    #[serde(default)]
+    pub disable_jwt_svids: bool,
+    /// The kind of the keys that sign JWT-SVIDs; `ca_key_type` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jwt_key_type: Option<KeyType>,
+    /// The `iss` of JWT-SVIDs; none when empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub jwt_issuer: String,
     /// How long an agent's certificate lives; `default_x509_svid_ttl` when absent.
     #[serde(
         default,
@@ -215,6 +225,9 @@ pub enum Invalid {
     /// The CA's name cannot stand in a certificate.
     #[error("server.ca_subject: {0}")]
     CaSubject(#[from] SubjectError),
+    /// The issuer would fill a token.
+    #[error("server.jwt_issuer has {0} bytes, at most {MAX_ISSUER_BYTES} are allowed")]
+    JwtIssuer(usize),
     /// The group is not known here.
     #[error("server.admin_group: there is no group \"{0}\"")]
     Group(String),
@@ -310,6 +323,9 @@ impl Server {
             ca_subject: SubjectConfig::default(),
             default_x509_svid_ttl: default_x509_svid_ttl(),
             default_jwt_svid_ttl: default_jwt_svid_ttl(),
+            disable_jwt_svids: false,
+            jwt_key_type: None,
+            jwt_issuer: String::new(),
             agent_ttl: None,
             max_staleness: default_max_staleness(),
             max_renewal_staleness: default_max_renewal_staleness(),
@@ -371,6 +387,9 @@ impl Server {
             MOST_TTL,
         )?;
         Subject::ca(&self.ca_subject)?;
+        if self.jwt_issuer.len() > MAX_ISSUER_BYTES {
+            return Err(Invalid::JwtIssuer(self.jwt_issuer.len()));
+        }
         unix_path_check(&self.socket_path)?;
         if let Some(id) = self.admin_ids.iter().find(|id| id.path().is_empty()) {
             return Err(Invalid::AdminId(id.clone()));

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use vane_authority::authority::Authority;
 use vane_authority::issue::{IssueError, X509Request};
+use vane_authority::kind::Kind;
 use vane_authority::profile::SvidKind;
 use vane_chassis::clock::{Clock, sleep_until};
 use vane_chassis::mtls::{Identity, IdentityError};
@@ -141,7 +142,7 @@ impl OwnSvid {
     }
 
     async fn renew(&mut self) -> Result<(), OwnSvidError> {
-        let (key, public_key) = generate(self.authority.profile().ca_key_type()).await?;
+        let (key, public_key) = generate(self.authority.profile().key_type(Kind::X509)).await?;
         let request = X509Request {
             kind: SvidKind::Server,
             spiffe_id: self.id.clone(),
@@ -183,7 +184,6 @@ mod tests {
     use vane_authority::key_manager;
     use vane_authority::log::Log;
     use vane_authority::profile::ProfileConfig;
-    use vane_authority::subject::SubjectConfig;
     use vane_chassis::builtin::{Section, open_section};
     use vane_chassis::clock::{Manual, Watched};
     use vane_chassis::tasks::Tasks;
@@ -221,12 +221,9 @@ mod tests {
                 server_id: "server".to_owned(),
             };
             let profile = ProfileConfig {
-                trust_domain: trust_domain.clone(),
                 ca_ttl: 10 * TTL,
-                ca_key_type: KeyType::EcP256,
-                ca_subject: SubjectConfig::default(),
                 default_x509_svid_ttl: TTL,
-                agent_ttl: None,
+                ..ProfileConfig::new(trust_domain.clone())
             };
             let authority = Authority::open(&profile, deps).await.unwrap();
             let own = OwnSvid::open(Arc::clone(&authority), clock, &trust_domain);
@@ -318,11 +315,15 @@ mod tests {
         let mut world = World::new().await;
         let first = world.chain.borrow_and_update()[0].info().unwrap();
         let old = world.authority.authorities().borrow()[0].id.clone();
-        let next = world.authority.prepare_x509().await.unwrap();
-        world.authority.activate_x509(&next.id).await.unwrap();
+        let next = world.authority.prepare(Kind::X509).await.unwrap();
+        world
+            .authority
+            .activate(Kind::X509, &next.id)
+            .await
+            .unwrap();
         tokio::task::yield_now().await;
         assert!(!world.chain.has_changed().unwrap(), "an old one is good");
-        world.authority.taint_x509(&old).await.unwrap();
+        world.authority.taint(Kind::X509, &old).await.unwrap();
         let second = world.next().await;
         let signer = |info: &vane_identity::x509_svid::CertificateInfo| {
             let id = info.authority_key_id.clone().unwrap();

@@ -72,14 +72,7 @@ impl BareCa {
 
 /// The defaults of a server.
 pub(crate) fn profile(trust_domain: &TrustDomain) -> ProfileConfig {
-    ProfileConfig {
-        trust_domain: trust_domain.clone(),
-        ca_ttl: Duration::from_secs(24 * 3_600),
-        ca_key_type: KeyType::EcP256,
-        ca_subject: SubjectConfig::default(),
-        default_x509_svid_ttl: Duration::from_secs(3_600),
-        agent_ttl: None,
-    }
+    ProfileConfig::new(trust_domain.clone())
 }
 
 fn sign(key: &EcdsaKeyPair, message: &[u8]) -> Vec<u8> {

@@ -102,7 +102,10 @@ const SERVER: &[Call] = &[
         Via::Node,
     ),
     call("spire.api.server.logger.v1.Logger/GetLogger", Via::Admin),
-    call("spire.api.server.logger.v1.Logger/ResetLogLevel", Via::Admin),
+    call(
+        "spire.api.server.logger.v1.Logger/ResetLogLevel",
+        Via::Admin,
+    ),
     call("spire.api.server.logger.v1.Logger/SetLogLevel", Via::Admin),
     call("spire.api.server.svid.v1.SVID/BatchNewX509SVID", Via::Node),
     call("spire.api.server.svid.v1.SVID/MintX509SVID", Via::Admin),

@@ -1,8 +1,8 @@
 //! The signing half of the server: keys, the slots of authorities and their rotation,
-//! and the one function that every X.509-SVID passes on its way out.
+//! and the one function that every SVID passes on its way out.
 //!
-//! Invariants: an authority is persisted before it is active; a certificate is in the log
-//! before it is signed and checked after; nothing here decides who may have an identity
+//! Invariants: an authority is persisted before it is active; what is signed is in the log
+//! before and checked after; nothing here decides who may have an identity
 //! (the caller authorized), only what a certificate may contain.
 
 mod der;
@@ -13,9 +13,13 @@ pub mod server_id;
 pub mod subject;
 
 pub mod csr;
+pub mod kind;
+
 pub mod profile;
 
 pub mod x509;
+
+pub mod jwt;
 
 pub mod issue;
 pub mod schedule;

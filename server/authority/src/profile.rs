@@ -1,24 +1,34 @@
-//! What a certificate may contain and how long it may live: raw configuration -> checked.
+//! What an SVID may contain and how long it may live: raw configuration -> checked.
 //!
 //! [`Profile::plan`] turns a request into a [`Plan`], every field that a leaf will have; the
 //! builder writes the plan and the self-check compares the certificate with it. Who may ask
-//! for it was decided before. SPIRE.md 1.2, X509-SVID.md section 5.
+//! for it was decided before. SPIRE.md 1.2, X509-SVID.md section 5. Tokens: see `token`.
+
+mod token;
 
 use std::time::{Duration, SystemTime};
 
 use vane_identity::entry::{EntryError, MAX_DNS_NAMES, check_dns_name};
 use vane_identity::id::{SpiffeId, TrustDomain};
+use vane_identity::jwt_svid::{MAX_AUDIENCE_BYTES, MAX_AUDIENCES};
 use vane_identity::key::{KeyType, PublicKey};
 use vane_identity::lifetime::Validity;
 
+use crate::kind::Kind;
 use crate::subject::{Subject, SubjectConfig, SubjectError};
+
+pub use token::{TokenPlan, WantedToken};
 
 /// SPIRE's default lifetime of a CA.
 pub const DEFAULT_CA_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// SPIRE's default lifetime of an X.509-SVID.
 pub const DEFAULT_X509_SVID_TTL: Duration = Duration::from_secs(60 * 60);
+/// SPIRE's default lifetime of a JWT-SVID.
+pub const DEFAULT_JWT_SVID_TTL: Duration = Duration::from_secs(5 * 60);
 /// No lifetime is longer than ten years, so that no date overflows.
 pub const MAX_TTL: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
+/// The longest `iss` of a JWT-SVID.
+pub const MAX_ISSUER_BYTES: usize = 1024;
 /// A CA with less time left than this signs nothing (NAMES 13).
 pub const MIN_CA_LEFT: Duration = Duration::from_secs(2);
 
@@ -37,6 +47,14 @@ pub struct ProfileConfig {
     pub default_x509_svid_ttl: Duration,
     /// Lifetime of an agent's SVID (`agent_ttl`); `None` = `default_x509_svid_ttl`.
     pub agent_ttl: Option<Duration>,
+    /// Whether there are no JWT-SVIDs (`disable_jwt_svids`).
+    pub disable_jwt_svids: bool,
+    /// Kind of the keys that sign JWT-SVIDs (`jwt_key_type`); `None` = `ca_key_type`.
+    pub jwt_key_type: Option<KeyType>,
+    /// The `iss` of JWT-SVIDs (`jwt_issuer`); empty = none.
+    pub jwt_issuer: String,
+    /// Lifetime of a JWT-SVID whose entry names none (`default_jwt_svid_ttl`).
+    pub default_jwt_svid_ttl: Duration,
 }
 
 /// Checked configuration.
@@ -48,6 +66,10 @@ pub struct Profile {
     ca_subject: Subject,
     default_ttl: Duration,
     agent_ttl: Duration,
+    /// None when there are no JWT-SVIDs.
+    jwt_key_type: Option<KeyType>,
+    jwt_issuer: Option<String>,
+    default_jwt_ttl: Duration,
 }
 
 /// Why a configuration is refused.
@@ -64,6 +86,9 @@ pub enum ProfileError {
     /// The CA's name.
     #[error("ca_subject: {0}")]
     Subject(#[from] SubjectError),
+    /// The issuer of tokens is so long that it would fill them.
+    #[error("jwt_issuer has {0} bytes, {MAX_ISSUER_BYTES} are allowed")]
+    Issuer(usize),
 }
 
 /// What an SVID is for; decides its name, its default lifetime and which IDs it may have.
@@ -87,6 +112,9 @@ pub enum SvidKind {
     },
 }
 
+/// The most bytes of all audiences of one token: it still fits into a header of HTTP.
+pub const MAX_AUDIENCES_BYTES: usize = 4 * 1024;
+
 /// Which rule a request breaks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LintError {
@@ -107,6 +135,22 @@ pub enum LintError {
     /// A DNS name cannot stand in a certificate, or there are too many.
     #[error(transparent)]
     Dns(#[from] EntryError),
+    /// A token would be larger than readers take.
+    #[error("the token would have {0} bytes without its signature, too many")]
+    TooLarge(usize),
+    /// A token is for nobody (JWT-SVID.md section 3.2).
+    #[error("at least one audience is required")]
+    NoAudience,
+    /// There are too many audiences, or they are too long together or alone.
+    #[error(
+        "too large an audience: {count} of {bytes} bytes in all, allowed are {MAX_AUDIENCES} of {MAX_AUDIENCE_BYTES} each and {MAX_AUDIENCES_BYTES} in all"
+    )]
+    Audience {
+        /// How many.
+        count: usize,
+        /// Their bytes together.
+        bytes: usize,
+    },
 }
 
 /// Every field of a leaf, except its serial and those of its issuer.
@@ -137,6 +181,25 @@ pub struct Wanted<'a> {
     pub ttl: Duration,
 }
 
+impl ProfileConfig {
+    /// SPIRE's defaults.
+    #[must_use]
+    pub fn new(trust_domain: TrustDomain) -> Self {
+        Self {
+            trust_domain,
+            ca_ttl: DEFAULT_CA_TTL,
+            ca_key_type: KeyType::default(),
+            ca_subject: SubjectConfig::default(),
+            default_x509_svid_ttl: DEFAULT_X509_SVID_TTL,
+            agent_ttl: None,
+            disable_jwt_svids: false,
+            jwt_key_type: None,
+            jwt_issuer: String::new(),
+            default_jwt_svid_ttl: DEFAULT_JWT_SVID_TTL,
+        }
+    }
+}
+
 impl Profile {
     /// Checks a configuration.
     ///
@@ -147,6 +210,11 @@ impl Profile {
         check_ttl("ca_ttl", config.ca_ttl)?;
         check_ttl("default_x509_svid_ttl", config.default_x509_svid_ttl)?;
         check_ttl("agent_ttl", agent_ttl)?;
+        check_ttl("default_jwt_svid_ttl", config.default_jwt_svid_ttl)?;
+        if config.jwt_issuer.len() > MAX_ISSUER_BYTES {
+            return Err(ProfileError::Issuer(config.jwt_issuer.len()));
+        }
+        let jwt_key_type = config.jwt_key_type.unwrap_or(config.ca_key_type);
         Ok(Self {
             trust_domain: config.trust_domain.clone(),
             ca_ttl: config.ca_ttl,
@@ -154,6 +222,9 @@ impl Profile {
             ca_subject: Subject::ca(&config.ca_subject)?,
             default_ttl: config.default_x509_svid_ttl,
             agent_ttl,
+            jwt_key_type: (!config.disable_jwt_svids).then_some(jwt_key_type),
+            jwt_issuer: Some(config.jwt_issuer.clone()).filter(|issuer| !issuer.is_empty()),
+            default_jwt_ttl: config.default_jwt_svid_ttl,
         })
     }
 
@@ -169,10 +240,19 @@ impl Profile {
         self.ca_ttl
     }
 
-    /// The kind of a CA's key.
+    /// Whether SVIDs of a kind are signed at all.
     #[must_use]
-    pub fn ca_key_type(&self) -> KeyType {
-        self.ca_key_type
+    pub fn signs(&self, kind: Kind) -> bool {
+        kind == Kind::X509 || self.jwt_key_type.is_some()
+    }
+
+    /// The kind of the keys of authorities.
+    #[must_use]
+    pub fn key_type(&self, kind: Kind) -> KeyType {
+        match kind {
+            Kind::X509 => self.ca_key_type,
+            Kind::Jwt => self.jwt_key_type.unwrap_or(self.ca_key_type),
+        }
     }
 
     /// The name of a CA without its serial number.
@@ -190,6 +270,7 @@ impl Profile {
         [
             ("default_x509_svid_ttl", self.default_ttl),
             ("agent_ttl", self.agent_ttl),
+            ("default_jwt_svid_ttl", self.default_jwt_ttl),
         ]
         .into_iter()
         .filter(|(_, ttl)| *ttl > limit)
@@ -206,7 +287,8 @@ impl Profile {
         now: SystemTime,
         ca_not_after: SystemTime,
     ) -> Result<Plan, LintError> {
-        self.lint(wanted)?;
+        self.lint(wanted.kind, wanted.spiffe_id)?;
+        check_dns_names(wanted.kind.dns_names())?;
         let ttl = match wanted.ttl {
             Duration::ZERO => self.default_ttl(wanted.kind),
             ttl => ttl.min(MAX_TTL),
@@ -230,21 +312,20 @@ impl Profile {
         }
     }
 
-    fn lint(&self, wanted: &Wanted<'_>) -> Result<(), LintError> {
-        let id = wanted.spiffe_id;
+    fn lint(&self, kind: &SvidKind, id: &SpiffeId) -> Result<(), LintError> {
         if !id.is_member_of(&self.trust_domain) {
             return Err(LintError::Foreign(id.clone(), self.trust_domain.clone()));
         }
         if id.path().is_empty() {
             return Err(LintError::NoPath(id.clone()));
         }
-        if !wanted.kind.allows(id) {
+        if !kind.allows(id) {
             return Err(LintError::Kind {
                 id: id.clone(),
-                kind: wanted.kind.name(),
+                kind: kind.name(),
             });
         }
-        check_dns_names(wanted.kind.dns_names())
+        Ok(())
     }
 }
 

@@ -1,4 +1,5 @@
-//! What a server does with its X.509 authorities, and when: a pure function of them and `now`.
+//! What a server does with its authorities of one kind, and when: a pure function of them and
+//! `now`, the same for X.509 and JWT.
 //!
 //! SPIRE's thresholds (SPIRE.md 1.1): the next authority is prepared when less than half of
 //! the active one's life is left (at most 30 days), and activated when less than a sixth is
@@ -95,11 +96,18 @@ pub fn next_action(slots: &[Slot], now: SystemTime) -> Option<Action> {
         (Some(active), Some(next)) if now > active.activate_at() => {
             Some(Action::Activate(next.id.clone()))
         }
-        _ => slots
-            .iter()
-            .find(|slot| slot.stage != Stage::Active && now > slot.prune_at())
-            .map(|slot| Action::Prune(slot.id.clone())),
+        _ => next_prune(slots, now),
     }
+}
+
+/// The same of a kind that is switched off: those that there are leave in their time, and
+/// none is made.
+#[must_use]
+pub fn next_prune(slots: &[Slot], now: SystemTime) -> Option<Action> {
+    let mut slots = slots.iter();
+    slots
+        .find(|slot| slot.stage != Stage::Active && now > slot.prune_at())
+        .map(|slot| Action::Prune(slot.id.clone()))
 }
 
 /// When, after `now`, [`next_action`] may say something else by itself; a moment after each

@@ -35,7 +35,7 @@ pub struct NoRandomness;
 
 /// A certificate of the journal cannot be an issuer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the certificate of the authority cannot be read, or its key is of another kind")]
+#[error("the certificate or key of the authority cannot be read, or is of another kind")]
 pub struct BadIssuer;
 
 /// How certificates are signed with a kind of key.

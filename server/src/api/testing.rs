@@ -19,7 +19,6 @@ use vane_authority::issue::X509Request;
 use vane_authority::key_manager;
 use vane_authority::log::Log;
 use vane_authority::profile::{ProfileConfig, SvidKind};
-use vane_authority::subject::SubjectConfig;
 use vane_chassis::builtin::{Section, open_section};
 use vane_chassis::clock::{Clock, Manual, Watched};
 use vane_chassis::metrics::Metrics;
@@ -27,7 +26,7 @@ use vane_chassis::mtls::{Peer, PeerSvid};
 use vane_chassis::tasks::Tasks;
 use vane_chassis::telemetry::{Level, LogLevel};
 use vane_identity::id::{SpiffeId, TrustDomain};
-use vane_identity::key::{KeyType, PublicKey};
+use vane_identity::key::PublicKey;
 use vane_identity::x509_svid::{Certificate, Role, X509Svid, serial_decimal};
 use vane_store::kv::Kv;
 use vane_store::memory::MemoryKv;
@@ -256,14 +255,7 @@ pub(super) fn own() -> TrustDomain {
 }
 
 fn profile() -> ProfileConfig {
-    ProfileConfig {
-        trust_domain: own(),
-        ca_ttl: Duration::from_secs(24 * 3_600),
-        ca_key_type: KeyType::EcP256,
-        ca_subject: SubjectConfig::default(),
-        default_x509_svid_ttl: DEFAULT_TTL,
-        agent_ttl: None,
-    }
+    ProfileConfig::new(own())
 }
 
 fn settings() -> Settings {

@@ -4,6 +4,8 @@ use http_body_util::BodyExt as _;
 use tonic::Code;
 use tonic::transport::Channel;
 use tower::{Service as _, ServiceExt as _};
+use vane_chassis::clock::Clock as _;
+use vane_identity::lifetime::to_unix;
 use vane_wire::spire::api::server::bundle::v1::GetBundleRequest;
 use vane_wire::spire::api::server::bundle::v1::bundle_client::BundleClient;
 use vane_wire::spire::api::server::debug::v1::GetInfoRequest;
@@ -137,11 +139,15 @@ async fn the_bundle_is_there_for_everybody_with_the_fields_of_the_mask() {
     let all = client.get_bundle(GetBundleRequest::default()).await;
     let all = all.unwrap().into_inner();
     assert_eq!(all.trust_domain, "example.org");
-    assert_eq!((all.sequence_number, all.refresh_hint), (1, 0));
+    assert_eq!((all.sequence_number, all.refresh_hint), (2, 0));
     assert_eq!(
         (all.x509_authorities.len(), all.jwt_authorities.len()),
-        (1, 0)
+        (1, 1)
     );
+    let key = &all.jwt_authorities[0];
+    assert!(key.key_id.len() == 32 && !key.tainted && !key.public_key.is_empty());
+    let left = key.expires_at - to_unix(world.clock.now());
+    assert!((86_390..=86_400).contains(&left), "{left}");
     let request = GetBundleRequest {
         output_mask: Some(types::BundleMask::default()),
     };

@@ -48,6 +48,8 @@ fn what_is_printed_is_read_back_the_same() {
     let mut config = minimal();
     config.server.agent_ttl = Some(Duration::from_secs(90));
     config.server.admin_group = "0".to_owned();
+    config.server.jwt_key_type = Some(KeyType::Rsa2048);
+    config.server.jwt_issuer = "https://oidc.example.org".to_owned();
     config.server.admin_ids = vec![SpiffeId::parse("spiffe://example.org/admin").unwrap()];
     config.log.mode = Mode::BestEffort;
     config.check().unwrap();

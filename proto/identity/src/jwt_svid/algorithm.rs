@@ -80,6 +80,13 @@ impl Algorithm {
         Self::ALL.into_iter().find(|one| one.name() == name)
     }
 
+    /// Whether `signature` is that of `signed` by `key`; no when the key is of another kind.
+    #[must_use]
+    pub fn accepts(self, key: &PublicKey, signed: &str, signature: &[u8]) -> bool {
+        let verification = self.verification(key);
+        verification.is_some_and(|one| one.accepts(signed, signature))
+    }
+
     /// Verification with `key`, if it is of the kind of this algorithm.
     pub(super) fn verification(self, key: &PublicKey) -> Option<Verification<'_>> {
         let (kind, algorithm) = self.needs();

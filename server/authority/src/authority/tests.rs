@@ -1,15 +1,18 @@
 use vane_chassis::clock::Manual;
+use vane_identity::bundle::Bundle;
 use vane_identity::id::{SpiffeId, TrustDomain};
-use vane_identity::key::{KeyType, PrivateKey};
+use vane_identity::key::{KeyType, PrivateKey, PublicKey};
 use vane_identity::x509_svid::{Role, serial_decimal};
 use vane_store::memory::MemoryKv;
+use vane_store::tables::{authorities, bundles};
 
+use super::rotate::MAX_OWN;
 use super::*;
-use crate::key_manager::{KeyInfo, Memory};
+use crate::key_manager::{KeyInfo, Memory, SignRequest};
 use crate::profile::SvidKind;
-use crate::subject::SubjectConfig;
 
 mod faults;
+mod tokens;
 
 struct World {
     clock: Arc<Manual>,
@@ -22,14 +25,7 @@ fn own() -> TrustDomain {
 }
 
 fn config() -> ProfileConfig {
-    ProfileConfig {
-        trust_domain: own(),
-        ca_ttl: Duration::from_secs(24 * 3_600),
-        ca_key_type: KeyType::EcP256,
-        ca_subject: SubjectConfig::default(),
-        default_x509_svid_ttl: Duration::from_secs(3_600),
-        agent_ttl: None,
-    }
+    ProfileConfig::new(own())
 }
 
 impl World {
@@ -65,22 +61,24 @@ impl World {
     }
 }
 
+fn states_of(authority: &Arc<Authority>, kind: Kind) -> Vec<AuthorityState> {
+    let all = authority.authorities().borrow().clone();
+    let own = all.iter().filter(|record| Kind::of(record) == kind);
+    own.map(|record| record.state).collect()
+}
+
 fn states(authority: &Arc<Authority>) -> Vec<AuthorityState> {
-    authority
-        .authorities()
-        .borrow()
-        .iter()
-        .map(|record| record.state)
-        .collect()
+    states_of(authority, Kind::X509)
+}
+
+fn id_of(authority: &Arc<Authority>, kind: Kind, state: AuthorityState) -> String {
+    let all = authority.authorities().borrow().clone();
+    let mut own = all.iter().filter(|record| Kind::of(record) == kind);
+    own.find(|record| record.state == state).unwrap().id.clone()
 }
 
 fn id_in(authority: &Arc<Authority>, state: AuthorityState) -> String {
-    let all = authority.authorities().borrow().clone();
-    all.iter()
-        .find(|record| record.state == state)
-        .unwrap()
-        .id
-        .clone()
+    id_of(authority, Kind::X509, state)
 }
 
 fn request(path: &str, kind: SvidKind) -> X509Request {
@@ -213,18 +211,18 @@ async fn a_restart_continues_the_same_authorities() {
     let first = id_in(&world.open().await, AuthorityState::Active);
     let again = world.open().await;
     assert_eq!(id_in(&again, AuthorityState::Active), first);
-    assert_eq!(world.bundle().await.sequence_number, 1);
+    assert_eq!(world.bundle().await.sequence_number, 2, "one for each kind");
 }
 
 #[tokio::test]
 async fn a_restart_between_prepare_and_activate_resumes_there() {
     let world = World::new();
     let authority = world.open().await;
-    let prepared = authority.prepare_x509().await.unwrap().id;
+    let prepared = authority.prepare(Kind::X509).await.unwrap().id;
     drop(authority);
     let again = world.open().await;
     assert_eq!(id_in(&again, AuthorityState::Prepared), prepared);
-    again.activate_x509(&prepared).await.unwrap();
+    again.activate(Kind::X509, &prepared).await.unwrap();
     assert_eq!(id_in(&world.open().await, AuthorityState::Active), prepared);
 }
 
@@ -249,12 +247,12 @@ async fn an_authority_is_tainted_only_when_old_and_revoked_only_when_tainted() {
     let world = World::new();
     let authority = world.open().await;
     let first = id_in(&authority, AuthorityState::Active);
-    assert!(authority.taint_x509(&first).await.is_err());
-    let next = authority.prepare_x509().await.unwrap().id;
-    assert!(authority.activate_x509(&first).await.is_err());
-    authority.activate_x509(&next).await.unwrap();
-    assert!(authority.revoke_x509(&first).await.is_err());
-    authority.taint_x509(&first).await.unwrap();
+    assert!(authority.taint(Kind::X509, &first).await.is_err());
+    let next = authority.prepare(Kind::X509).await.unwrap().id;
+    assert!(authority.activate(Kind::X509, &first).await.is_err());
+    authority.activate(Kind::X509, &next).await.unwrap();
+    assert!(authority.revoke(Kind::X509, &first).await.is_err());
+    authority.taint(Kind::X509, &first).await.unwrap();
     let tainted: Vec<bool> = world
         .bundle()
         .await
@@ -263,10 +261,10 @@ async fn an_authority_is_tainted_only_when_old_and_revoked_only_when_tainted() {
         .map(|one| one.tainted)
         .collect();
     assert_eq!(tainted, [true, false]);
-    authority.revoke_x509(&first).await.unwrap();
+    authority.revoke(Kind::X509, &first).await.unwrap();
     assert_eq!(world.bundle().await.x509_authorities.len(), 1);
     assert!(matches!(
-        authority.taint_x509("nobody").await,
+        authority.taint(Kind::X509, "nobody").await,
         Err(AuthorityError::Unknown(_))
     ));
 }
@@ -302,11 +300,11 @@ async fn an_authority_goes_on_with_its_own_kind_of_key_when_the_configured_one_c
     };
     let authority = Authority::open(&other, world.deps()).await.unwrap();
     issue_and_verify(&world, &authority).await;
-    let next = authority.prepare_x509().await.unwrap();
-    authority.activate_x509(&next.id).await.unwrap();
+    let next = authority.prepare(Kind::X509).await.unwrap();
+    authority.activate(Kind::X509, &next.id).await.unwrap();
     issue_and_verify(&world, &authority).await;
     assert_eq!(
-        public_key_of(&next).and_then(|key| x509::key_type_of(&key)),
+        published::public_key(&next).and_then(|key| x509::key_type_of(&key)),
         Some(KeyType::EcP384)
     );
 }
@@ -336,9 +334,9 @@ async fn authorities_are_not_prepared_without_bound() {
     let world = World::new();
     let authority = world.open().await;
     for _ in 1..MAX_OWN {
-        authority.prepare_x509().await.unwrap();
+        authority.prepare(Kind::X509).await.unwrap();
     }
-    let error = authority.prepare_x509().await.unwrap_err();
+    let error = authority.prepare(Kind::X509).await.unwrap_err();
     assert_eq!(
         error.to_string(),
         "32 authorities of this server are in the bundle already; revoke some"
@@ -387,7 +385,7 @@ async fn no_signature_of_a_key_that_was_replaced_under_a_batch_gets_out() {
     let now = world.clock.now();
     let issued = authority
         .signer
-        .issue(&issuer, requests, now, || true)
+        .issue(&*issuer, requests, now, || true)
         .await;
     assert!(
         issued
@@ -415,9 +413,10 @@ async fn what_is_signed_stands_in_the_log() {
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
-    assert_eq!(lines.len(), 3, "the authority and two SVIDs");
+    assert_eq!(lines.len(), 4, "two authorities and two SVIDs");
     assert_eq!(lines[0]["spiffe_id"], "spiffe://example.org");
-    for (line, svid) in lines[1..].iter().zip(issued) {
+    assert_eq!(lines[1]["type"], "jwt_key");
+    for (line, svid) in lines[2..].iter().zip(issued) {
         let svid = svid.unwrap();
         assert_eq!(line["serial"], serial_decimal(&svid.leaf().serial));
         assert_eq!(
@@ -439,11 +438,11 @@ async fn the_loop_rotates_when_the_clock_passes_a_threshold_and_ends_when_told()
     let rotate = Arc::clone(&authority).run(stop);
     let watch = async {
         world.clock.advance(Duration::from_secs(12 * 3_600 + 1));
-        published.wait_for(|all| all.len() == 2).await.unwrap();
+        published.wait_for(|all| all.len() == 4).await.unwrap();
         world.clock.advance(Duration::from_secs(8 * 3_600));
         let next = |all: &Arc<[AuthorityRecord]>| {
-            all.iter()
-                .any(|one| one.state == AuthorityState::Active && one.id != first)
+            let mut x509 = all.iter().filter(|one| Kind::of(one) == Kind::X509);
+            x509.any(|one| one.state == AuthorityState::Active && one.id != first)
         };
         published.wait_for(next).await.unwrap();
         told.cancel();

@@ -42,6 +42,38 @@ pub enum Leaf {
         /// The authority that signs it.
         authority_id: String,
     },
+    /// A token that is about to be signed.
+    Jwt {
+        /// The exact bytes that will be signed: header and claims in base64url (RFC 7515
+        /// section 5.1). Without the signature they are nobody's token.
+        signing_input: String,
+        /// Whose.
+        spiffe_id: SpiffeId,
+        /// Who asked, as above.
+        caller: String,
+        /// The entry it comes from; none for a minted one.
+        #[serde(
+            serialize_with = "entry_id_text",
+            skip_serializing_if = "Option::is_none"
+        )]
+        entry_id: Option<EntryId>,
+        /// Seconds since the Unix epoch.
+        not_after: i64,
+        /// The key that signs it: its `kid`.
+        authority_id: String,
+    },
+    /// A key for tokens that is about to be published.
+    JwtKey {
+        /// The key (SubjectPublicKeyInfo, DER).
+        #[serde(serialize_with = "base64_text")]
+        public_key: Vec<u8>,
+        /// Who made it.
+        caller: String,
+        /// Seconds since the Unix epoch.
+        not_after: i64,
+        /// Its `kid`.
+        authority_id: String,
+    },
     /// A change that an administrator made; the store has it already.
     Admin {
         /// Who.

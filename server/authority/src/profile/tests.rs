@@ -3,14 +3,7 @@ use vane_identity::lifetime::from_unix;
 use super::*;
 
 fn config() -> ProfileConfig {
-    ProfileConfig {
-        trust_domain: TrustDomain::parse("example.org").unwrap(),
-        ca_ttl: DEFAULT_CA_TTL,
-        ca_key_type: KeyType::EcP256,
-        ca_subject: SubjectConfig::default(),
-        default_x509_svid_ttl: DEFAULT_X509_SVID_TTL,
-        agent_ttl: None,
-    }
+    ProfileConfig::new(TrustDomain::parse("example.org").unwrap())
 }
 
 fn plan(kind: &SvidKind, id: &str, ttl: u64) -> Result<Plan, LintError> {
@@ -108,4 +101,81 @@ fn lifetimes_are_checked_and_long_ones_told() {
         Profile::new(&zero).unwrap_err().to_string(),
         "ca_ttl must be between 1s and ten years, got 0ns"
     );
+}
+
+fn token(id: &str, audience: &[&str], ttl: u64) -> Result<TokenPlan, LintError> {
+    let config = ProfileConfig {
+        jwt_issuer: "https://issuer.example.org".to_owned(),
+        ..config()
+    };
+    let audience: Vec<String> = audience.iter().map(|&one| one.to_owned()).collect();
+    let wanted = WantedToken {
+        spiffe_id: &SpiffeId::parse(id).unwrap(),
+        audience: &audience,
+        ttl: Duration::from_secs(ttl),
+    };
+    let profile = Profile::new(&config).unwrap();
+    profile.plan_token(&wanted, from_unix(10_000), from_unix(20_000))
+}
+
+/// Proves: JWT-27.
+#[test]
+fn a_token_lives_five_minutes_or_as_long_as_asked_and_never_longer_than_its_key() {
+    let id = "spiffe://example.org/web";
+    let end = |ttl| token(id, &["a"], ttl).unwrap().expires_at;
+    assert_eq!(end(0), 10_300);
+    assert_eq!(end(60), 10_060);
+    assert_eq!(end(u64::MAX), 20_000);
+    let plan = token(id, &["a"], 0).unwrap();
+    assert_eq!(plan.issued_at, 10_000);
+    assert_eq!(plan.issuer.as_deref(), Some("https://issuer.example.org"));
+}
+
+#[test]
+fn a_token_is_for_a_workload_and_for_somebody() {
+    let id = "spiffe://example.org/web";
+    let said = token(id, &["", "a", ""], 0).unwrap().audience;
+    assert_eq!(said, ["a"], "empty ones are left out");
+    assert_eq!(token(id, &[], 0), Err(LintError::NoAudience));
+    assert_eq!(token(id, &[""], 0), Err(LintError::NoAudience));
+    let many = vec!["a"; MAX_AUDIENCES + 1];
+    let (long, all) = ("a".repeat(MAX_AUDIENCE_BYTES + 1), "a".repeat(1_500));
+    for bad in [many, vec![&long], vec![&all; 3]] {
+        let refused = token(id, &bad, 0).unwrap_err();
+        assert!(matches!(refused, LintError::Audience { .. }));
+    }
+    for bad in [
+        "spiffe://example.org",
+        "spiffe://other.org/web",
+        "spiffe://example.org/spire/server",
+        "spiffe://example.org/spire/agent/x",
+    ] {
+        assert!(token(bad, &["a"], 0).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn tokens_can_be_switched_off_and_have_keys_of_their_own_kind() {
+    let profile = |config: ProfileConfig| Profile::new(&config).unwrap();
+    let off = profile(ProfileConfig {
+        disable_jwt_svids: true,
+        ..config()
+    });
+    assert!(off.signs(Kind::X509) && !off.signs(Kind::Jwt));
+    let own = profile(ProfileConfig {
+        jwt_key_type: Some(KeyType::Rsa2048),
+        ..config()
+    });
+    assert_eq!(own.key_type(Kind::Jwt), KeyType::Rsa2048);
+    assert_eq!(own.key_type(Kind::X509), KeyType::EcP256);
+    let like_the_ca = profile(ProfileConfig {
+        ca_key_type: KeyType::EcP384,
+        ..config()
+    });
+    assert_eq!(like_the_ca.key_type(Kind::Jwt), KeyType::EcP384);
+    let long = ProfileConfig {
+        jwt_issuer: "i".repeat(MAX_ISSUER_BYTES + 1),
+        ..config()
+    };
+    assert!(matches!(Profile::new(&long), Err(ProfileError::Issuer(_))));
 }

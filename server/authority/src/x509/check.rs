@@ -14,14 +14,14 @@ use x509_parser::x509::{SubjectPublicKeyInfo, X509Version};
 
 use super::{CaPlan, Issuer, Plan, Serial, Signature, assemble, key_id};
 
-/// A certificate is not what was planned.
+/// A certificate or token is not what was planned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CheckError {
     /// It cannot be read.
     #[error("the certificate cannot be read back")]
     Unreadable,
     /// A field differs from the plan.
-    #[error("the certificate differs from its plan in {0}")]
+    #[error("what was signed differs from its plan in {0}")]
     Differs(&'static str),
     /// The signature is not that of the issuer.
     #[error("the signature is not that of the issuer")]

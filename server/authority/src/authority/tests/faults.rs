@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
-use vane_store::kv::{Epoch, Item, Page, Watch, WatchError};
+use vane_store::kv::{Epoch, Item, Page, Txn, Watch, WatchError};
 
 use super::*;
 
@@ -116,12 +116,17 @@ async fn a_rotation_that_is_interrupted_anywhere_resumes_at_the_next_start() {
 }
 
 async fn check_end(world: &World, authority: &Arc<Authority>, issued: Vec<X509Svid>) {
-    let all = states(authority);
-    let count = |state| all.iter().filter(|one| **one == state).count();
-    assert_eq!(count(AuthorityState::Active), 1);
-    assert!(count(AuthorityState::Prepared) <= 1);
     let bundle = world.bundle().await;
-    assert_eq!(bundle.x509_authorities.len(), all.len(), "one for one");
+    for (kind, published) in [
+        (Kind::X509, bundle.x509_authorities.len()),
+        (Kind::Jwt, bundle.jwt_authorities.len()),
+    ] {
+        let all = states_of(authority, kind);
+        let count = |state| all.iter().filter(|one| **one == state).count();
+        assert_eq!(count(AuthorityState::Active), 1);
+        assert!(count(AuthorityState::Prepared) <= 1);
+        assert_eq!(published, all.len(), "one for one");
+    }
     let now = world.clock.now();
     assert!(!issued.is_empty());
     for svid in issued {
