@@ -194,12 +194,12 @@ fn requests() -> Vec<Request> {
         Request::minted(
             "no SPIFFE ID",
             key.csr(Some("https://example.org/x")),
-            "not a valid SPIFFE ID",
+            "scheme is missing or invalid",
         ),
         Request::minted(
             "dots",
             key.csr(Some("spiffe://example.org/a/../b")),
-            "not a valid SPIFFE ID",
+            "dot segments",
         ),
         Request::minted(
             "a bad DNS name",

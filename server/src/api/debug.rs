@@ -33,7 +33,8 @@ impl Debug for DebugService {
             svid_chain: chain.iter().map(shown).collect(),
             uptime: i32::try_from(uptime).unwrap_or(i32::MAX),
             agents_count: count_to_wire(counts.agents),
-            federated_bundles_count: count_to_wire(counts.bundles.saturating_sub(1)),
+            // As SPIRE counts: its own one, too.
+            federated_bundles_count: count_to_wire(counts.bundles),
             entries_count: count_to_wire(counts.entries),
         }))
     }

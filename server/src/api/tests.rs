@@ -177,5 +177,5 @@ async fn debug_counts_what_there_is() {
         info.federated_bundles_count,
         info.uptime,
     );
-    assert_eq!(counts, (1, 1, 0, 7));
+    assert_eq!(counts, (1, 1, 1, 7));
 }

@@ -222,7 +222,7 @@ fn read(
         jwt_svid_ttl: ttl_from_wire("jwt_svid_ttl", wire.jwt_svid_ttl)?,
         hint: wire.hint.clone(),
         created_at: wire.created_at,
-        additional_attributes: wire.additional_attributes.map(Into::into),
+        additional_attributes: attributes(wire),
     };
     match own {
         Some(own) => entry.check(own)?,
@@ -251,6 +251,12 @@ fn read_federates_with(names: &[String]) -> Result<Vec<TrustDomain>, EntryRefusa
 
 fn ttl_from_wire(field: &'static str, value: i32) -> Result<u32, EntryRefusal> {
     u32::try_from(value).map_err(|_| EntryRefusal::NegativeTtl { field, value })
+}
+
+/// SPIRE: attributes of which none is set are none.
+fn attributes(wire: &types::Entry) -> Option<AdditionalAttributes> {
+    let attributes: AdditionalAttributes = wire.additional_attributes?.into();
+    (attributes != AdditionalAttributes::default()).then_some(attributes)
 }
 
 /// What of the rules concerns memory, also of an entry that a server sent.

@@ -26,9 +26,9 @@ pub enum SvidRefusal {
     },
 }
 
-/// `svid` with the `hint` of its entry.
+/// `svid` without a hint, as SPIRE's server sends it: the agent takes that of the entry.
 #[must_use]
-pub fn to_wire(svid: &X509Svid, hint: &str) -> types::X509svid {
+pub fn to_wire(svid: &X509Svid) -> types::X509svid {
     types::X509svid {
         cert_chain: svid
             .chain()
@@ -37,7 +37,7 @@ pub fn to_wire(svid: &X509Svid, hint: &str) -> types::X509svid {
             .collect(),
         id: Some(svid.id().into()),
         expires_at: to_unix(svid.leaf().validity.not_after),
-        hint: hint.to_owned(),
+        hint: String::new(),
     }
 }
 

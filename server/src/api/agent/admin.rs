@@ -56,7 +56,11 @@ pub(super) async fn list(
 ) -> Result<ListAgentsResponse, Refusal> {
     let filter = filter::read(request.filter)?;
     let wanted = usize::try_from(request.page_size).ok().filter(|n| *n > 0);
-    let mut after = token(parts, &request.page_token)?;
+    // SPIRE: without a page size everything is asked for, whatever the token.
+    let mut after = match wanted {
+        Some(_) => token(parts, &request.page_token)?,
+        None => None,
+    };
     let (mut agents, mut bytes) = (Vec::new(), 0);
     loop {
         let left = wanted.map_or(CHUNK, |wanted| CHUNK.min(wanted - agents.len()));

@@ -58,8 +58,7 @@ pub(super) async fn first_message(
         .await
         .map_err(|_| Refusal::because(Code::DeadlineExceeded, tried, "no message came"))?
         .map_err(|error| Refusal::because(Code::InvalidArgument, tried, error.message()))?;
-    let message = received
-        .ok_or_else(|| Refusal::because(Code::InvalidArgument, tried, "the stream ended"))?;
+    let message = received.ok_or_else(|| Refusal::because(Code::InvalidArgument, tried, "EOF"))?;
     let params = match message.step {
         Some(Step::Params(params)) => Some(params),
         Some(Step::ChallengeResponse(_)) | None => None,
@@ -106,7 +105,7 @@ pub(super) async fn attest(
     }
     let svid = join(parts, caller, patience, &first).await?;
     let result = attest_agent_response::Result {
-        svid: Some(convert::svid::to_wire(&svid.svid, "")),
+        svid: Some(convert::svid::to_wire(&svid.svid)),
         reattestable: false,
     };
     Ok(AttestAgentResponse {

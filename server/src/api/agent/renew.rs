@@ -51,7 +51,7 @@ pub(super) async fn renew(
     let issued = parts.issue_agent(caller, &agent.id, &key).await?;
     record(parts, agent, &issued).await?;
     tracing::info!(agent_id = %agent.id, serial = %issued.serial, "agent renewed");
-    Ok(convert::svid::to_wire(&issued.svid, ""))
+    Ok(convert::svid::to_wire(&issued.svid))
 }
 
 /// Writes the new serial number down before the certificate is handed out.
@@ -111,10 +111,7 @@ pub(super) async fn post_status(
     let reserved = parts.limits.post_status(&agent.id, now, patience.left(now));
     patience::turn("post status", reserved).await?;
     if version.len() > MAX_AGENT_VERSION_BYTES {
-        let text = format!(
-            "agent version has {} bytes, {MAX_AGENT_VERSION_BYTES} are allowed",
-            version.len()
-        );
+        let text = format!("agent version is too long (max {MAX_AGENT_VERSION_BYTES} characters)");
         return Err(Refusal::new(Code::InvalidArgument, text));
     }
     let known = parts.state.agent(&agent.id);

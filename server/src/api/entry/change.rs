@@ -106,11 +106,11 @@ pub(super) async fn update(
     mask: Option<&types::EntryMask>,
 ) -> Result<types::Entry, Refusal> {
     let tried = "failed to update entry";
-    if wire.id.is_empty() {
-        return Err(Refusal::new(Code::InvalidArgument, "missing entry ID"));
-    }
     let missing = || Refusal::new(Code::NotFound, tried);
-    let id = EntryId::parse(&wire.id).map_err(|_| missing())?;
+    let Ok(id) = EntryId::parse(&wire.id) else {
+        // SPIRE reads a whole entry before it looks for it.
+        return Err(misread(parts, wire, mask).unwrap_or_else(missing));
+    };
     for _ in 0..TRIES {
         let row = read(parts, &id, tried).await?.ok_or_else(missing)?;
         let entry = convert::entry::merge(&row.value, wire, mask, &parts.trust_domain)
@@ -160,6 +160,20 @@ pub(super) async fn delete(parts: &Parts, caller: &Caller, id: &str) -> Result<(
 async fn read(parts: &Parts, id: &EntryId, tried: &str) -> Result<Option<Row<Entry>>, Refusal> {
     let row = entries::get(&*parts.kv, id).await;
     row.map_err(|error| parts.store_refusal(tried, &error.into()))
+}
+
+/// Why an update by a whole entry, without a mask, would be refused whatever entry it is for.
+fn misread(parts: &Parts, wire: &types::Entry, mask: Option<&types::EntryMask>) -> Option<Refusal> {
+    if mask.is_some() {
+        return None;
+    }
+    let fields = types::Entry {
+        id: String::new(),
+        ..wire.clone()
+    };
+    let any = EntryId::parse("any").ok()?;
+    let error = convert::entry::create(&fields, &parts.trust_domain, 0, || any).err()?;
+    Some(Refusal::of("failed to convert entry", &error))
 }
 
 /// What makes sure that the bundles `entry` federates with are there when it is written.

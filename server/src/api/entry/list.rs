@@ -65,8 +65,10 @@ pub(super) fn filter(own: &TrustDomain, wire: Option<Filter>) -> Result<EntryFil
         federates_with: federates_with
             .transpose()
             .map_err(|error| Refusal::of("malformed federates with filter", &error))?,
-        hint: wire.by_hint,
-        downstream: wire.by_downstream,
+        // SPIRE: an empty one is none.
+        hint: wire.by_hint.filter(|hint| !hint.is_empty()),
+        // SPIRE's CLI always sends one: `false` is none.
+        downstream: wire.by_downstream.filter(|downstream| *downstream),
     })
 }
 
@@ -80,9 +82,12 @@ pub(super) async fn list(
     request: ListEntriesRequest,
 ) -> Result<ListEntriesResponse, Refusal> {
     let filter = filter(&parts.trust_domain, request.filter)?;
-    let mut after = token(&request.page_token)?;
-    // SPIRE: without a page size everything is asked for.
+    // SPIRE: without a page size everything is asked for, whatever the token.
     let wanted = usize::try_from(request.page_size).ok().filter(|n| *n > 0);
+    let mut after = match wanted {
+        Some(_) => token(&request.page_token)?,
+        None => None,
+    };
     let limit = if wanted.is_some() {
         PAGE_BYTES
     } else {

@@ -235,7 +235,7 @@ async fn what_is_not_there_is_not_found() {
         assert_eq!(refusal, (Code::NotFound, "entry not found".to_owned()));
     }
     let result = update(&mut client, entry("/a", PARENT, 1), None).await;
-    let text = (Code::InvalidArgument, "missing entry ID");
+    let text = (Code::NotFound, "failed to update entry");
     assert_eq!(status(&result.status), text);
 }
 
@@ -348,10 +348,10 @@ async fn filters_are_applied_and_bad_ones_refused_in_spires_words() {
         ),
         (
             Filter {
-                by_downstream: Some(false),
+                by_downstream: Some(true),
                 ..Default::default()
             },
-            &one.id,
+            &two.id,
         ),
     ];
     for (filter, id) in table {
@@ -389,6 +389,7 @@ async fn filters_are_applied_and_bad_ones_refused_in_spires_words() {
         assert_eq!(refusal, (Code::InvalidArgument, text.to_owned()));
     }
     let request = ListEntriesRequest {
+        page_size: 1,
         page_token: "no token".to_owned(),
         ..Default::default()
     };

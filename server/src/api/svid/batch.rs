@@ -72,7 +72,7 @@ pub(super) async fn issue(
                 parts.recent.add(&agent.id, &entry.id);
                 Outcome {
                     status: Some(status::ok()),
-                    svid: Some(convert::svid::to_wire(&issued.svid, &entry.hint)),
+                    svid: Some(convert::svid::to_wire(&issued.svid)),
                 }
             }
             Some(Err(refusal)) => refused(refusal),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tonic::Code;
-use vane_authority::csr::{self, Csr};
+use vane_authority::csr::{self, Csr, CsrError};
 use vane_identity::entry::check_dns_name;
 use vane_identity::id::{SpiffeId, TrustDomain};
 use vane_wire::convert;
@@ -33,12 +33,25 @@ pub(super) async fn mint(
         .map(Duration::from_secs)
         .map_err(|_| invalid(format!("ttl is negative: {}", request.ttl)))?;
     parts.check_fresh()?;
-    let csr = csr::verify(&request.csr).map_err(|error| invalid(error.to_string()))?;
+    let csr = csr::verify(&request.csr).map_err(|error| refused(&error))?;
     let id = spiffe_id(&csr, &parts.trust_domain)?;
     check_dns_names(&csr.dns_names)?;
     let order = Order::minted(caller, id, csr, ttl);
     let issued = parts.issue_one(order).await?;
-    Ok(convert::svid::to_wire(&issued.svid, ""))
+    Ok(convert::svid::to_wire(&issued.svid))
+}
+
+/// Of a wrong signature SPIRE speaks in other words here than in a batch.
+fn refused(error: &CsrError) -> Refusal {
+    let text = error.to_string();
+    let why = text.strip_prefix("invalid CSR signature: ");
+    match why.filter(|_| error.is_signature()) {
+        Some(why) => {
+            let tried = "failed to verify CSR signature";
+            Refusal::because(Code::InvalidArgument, tried, why)
+        }
+        None => Refusal::new(Code::InvalidArgument, text),
+    }
 }
 
 fn spiffe_id(csr: &Csr, own: &TrustDomain) -> Result<SpiffeId, Refusal> {
@@ -49,7 +62,7 @@ fn spiffe_id(csr: &Csr, own: &TrustDomain) -> Result<SpiffeId, Refusal> {
         _ => return Err(Refusal::new(code, "only one URI SAN is expected")),
     };
     let id = SpiffeId::parse(uri)
-        .map_err(|error| Refusal::because(code, "CSR URI SAN is not a valid SPIFFE ID", error))?;
+        .map_err(|error| Refusal::because(code, "CSR URI SAN is invalid", error))?;
     let wire = types::Spiffeid::from(&id);
     convert::id::workload(own, Some(&wire))
         .map_err(|error: IdRefusal| Refusal::of("CSR URI SAN is invalid", &error))
@@ -59,12 +72,15 @@ fn check_dns_names(names: &[String]) -> Result<(), Refusal> {
     let code = Code::InvalidArgument;
     for name in names {
         check_dns_name(name)
-            .map_err(|error| Refusal::because(code, "CSR DNS name is not valid", error))?;
+            .map_err(|error| Refusal::because(code, "CSR DNS name is invalid", error))?;
     }
     match names.iter().find(|name| covered(name, names)) {
         Some(name) => {
             let tried = "CSR DNS name contains a wildcard that covers another non-wildcard name";
-            Err(Refusal::because(code, tried, name))
+            let why = format!(
+                "name \"{name}\" overlaps with an existing wildcard name in the list: wildcard overlap"
+            );
+            Err(Refusal::because(code, tried, why))
         }
         None => Ok(()),
     }
@@ -107,6 +123,6 @@ mod tests {
                 .starts_with("CSR DNS name contains a wildcard")
         );
         let refused = check_dns_names(&names(&["a..b"])).unwrap_err();
-        assert!(refused.message().starts_with("CSR DNS name is not valid: "));
+        assert!(refused.message().starts_with("CSR DNS name is invalid: "));
     }
 }
