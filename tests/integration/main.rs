@@ -1,6 +1,7 @@
 //! The stories: each module is one, read from top to bottom.
 
 mod bad_input;
+mod differential;
 mod garbage;
 mod issue;
 mod limits;

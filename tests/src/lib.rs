@@ -19,3 +19,5 @@ pub mod sample;
 pub mod variants;
 
 pub mod kill_storm;
+
+pub mod differential;

@@ -39,6 +39,17 @@ pub fn nobody() -> Arc<ClientConfig> {
     bootstrap_config(&Bootstrap::new(server), &clock).unwrap()
 }
 
+/// The configuration of a caller with an SVID, who verifies the server against `bundle`.
+pub fn with_svid(chain: &[Certificate], key: &Key, bundle: &types::Bundle) -> Arc<ClientConfig> {
+    let party = Party {
+        identity: Identity::new(chain, &key.0).unwrap(),
+        roots: roots(bundle),
+        authorizer: anyone(),
+        clock: Arc::new(System),
+    };
+    client_config(&party).unwrap()
+}
+
 /// A connection to a server at `address`.
 pub async fn channel(
     address: SocketAddr,
@@ -73,6 +84,12 @@ impl Key {
             let uri = uri.map(|uri| rcgen::SanType::URI(uri.try_into().unwrap()));
             params.subject_alt_names.extend(uri);
         })
+    }
+
+    /// Its public half.
+    pub fn public(&self) -> Vec<u8> {
+        let pair = rcgen::KeyPair::try_from(self.0.pkcs8()).unwrap();
+        rcgen::PublicKeyData::subject_public_key_info(&pair)
     }
 
     /// A certificate request that says what `fill` put into it.
@@ -131,13 +148,7 @@ impl Node {
         let nobody = Raw::new(channel(address, nobody()).await.unwrap());
         let chain = attest(&nobody, token, &key).await.unwrap();
         let id = X509Svid::parse(chain.clone()).unwrap().id().to_string();
-        let party = Party {
-            identity: Identity::new(&chain, &key.0).unwrap(),
-            roots: roots(bundle),
-            authorizer: anyone(),
-            clock: Arc::new(System),
-        };
-        let config = client_config(&party).unwrap();
+        let config = with_svid(&chain, &key, bundle);
         let raw = Raw::new(channel(address, config).await.unwrap());
         Self { id, raw }
     }
