@@ -30,7 +30,7 @@ pub const TOKEN: Rate = Rate::new(10, 10);
 /// PostStatus of one agent.
 pub const POST_STATUS: Rate = Rate::new(10, 10);
 /// Synchronisations of one SPIRE agent, which asks every 5 s.
-pub const SYNC: Rate = Rate::new(10, 20);
+pub const SYNC: Rate = Rate::new(50, 100);
 /// Denials of one agent that are confirmed by a read of the store.
 pub const DENIAL: Rate = Rate::new(5, 10);
 

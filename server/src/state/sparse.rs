@@ -96,13 +96,19 @@ impl State {
 }
 
 impl Listing {
+    /// Whether the stream may go on.
+    pub(crate) fn check_place(&self) -> Result<(), ListingError> {
+        match self.connection.is_replaced() {
+            true => Err(ListingError::Replaced),
+            false => Ok(()),
+        }
+    }
+
     /// The next page; after the last one an empty one.
     pub(crate) fn next_page(&mut self) -> Result<Revisions, ListingError> {
         let mut page = Revisions::default();
         loop {
-            if self.connection.is_replaced() {
-                return Err(ListingError::Replaced);
-            }
+            self.check_place()?;
             let cursor = match self.place {
                 Place::Before => None,
                 Place::After(cursor) => Some(cursor),

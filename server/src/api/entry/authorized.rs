@@ -34,6 +34,8 @@ use crate::state::{Listed, Listing, ListingError};
 pub(super) const PAGE: usize = if cfg!(test) { 5 } else { 500 };
 /// A page of bodies ends before this size.
 const PAGE_BYTES: usize = MAX_MESSAGE / 4 * 3;
+/// The most IDs of one request; SPIRE's agents ask for a page.
+const MAX_IDS: usize = 10_000;
 /// So long a stream waits for the next request; SPIRE's agents are done after 30 s.
 const REQUEST_WITHIN: Duration = Duration::from_secs(30);
 const PATH: &str = "/spire.api.server.entry.v1.Entry/SyncAuthorizedEntries";
@@ -63,12 +65,14 @@ pub(super) async fn get(
         };
     }
     let mut listing = parts.state.listing(&agent.id, PAGE);
-    let (mut seen, mut ids) = (0, Vec::new());
+    let (mut bytes, mut ids) = (0, Vec::new());
     loop {
         let page = listing.next_page().map_err(|error| interrupted(&error))?;
-        ids.extend(page.items.into_iter().map(|item| item.id));
-        seen += ids.len() * ITEM_OVERHEAD;
-        if seen > MAX_MESSAGE {
+        for item in page.items {
+            bytes += item.id.as_str().len() + ITEM_OVERHEAD;
+            ids.push(item.id);
+        }
+        if bytes > MAX_MESSAGE {
             return Err(too_large());
         }
         if !page.more {
@@ -153,8 +157,9 @@ enum Stage {
     First,
     /// The revisions are going out.
     Revisions(Box<Listing>),
-    /// Requests for bodies are answered.
-    Bodies(Asked),
+    /// Requests for bodies are answered. The place among the agent's streams is kept: it has
+    /// few of them.
+    Bodies(Box<Listing>, Asked),
     /// Nothing follows.
     Over,
 }
@@ -174,7 +179,7 @@ impl Sync {
             Stage::Over => Ok(None),
             Stage::First => self.first().await.map(Some),
             Stage::Revisions(listing) => self.revisions(listing).map(Some),
-            Stage::Bodies(asked) => self.bodies(asked).await,
+            Stage::Bodies(listing, asked) => self.bodies(listing, asked).await,
         }
     }
 
@@ -212,7 +217,7 @@ impl Sync {
         self.stage = if page.more {
             Stage::Revisions(listing)
         } else {
-            Stage::Bodies(Asked::default())
+            Stage::Bodies(listing, Asked::default())
         };
         Ok(Response {
             entry_revisions: page.items.iter().map(revision).collect(),
@@ -221,12 +226,22 @@ impl Sync {
         })
     }
 
-    async fn bodies(&mut self, mut asked: Asked) -> Result<Option<Response>, Status> {
+    async fn bodies(
+        &mut self,
+        listing: Box<Listing>,
+        mut asked: Asked,
+    ) -> Result<Option<Response>, Status> {
         if asked.is_empty() {
             let Some(request) = self.receive().await? else {
                 return Ok(None);
             };
             self.admit_again().await?;
+            listing.check_place().map_err(|error| interrupted(&error))?;
+            if request.ids.len() > MAX_IDS {
+                let count = request.ids.len();
+                let text = format!("too many IDs in one request: {count}, {MAX_IDS} are allowed");
+                return Err(Status::invalid_argument(text));
+            }
             asked = Asked::new(&request.ids);
         }
         let mut entries = Vec::new();
@@ -244,7 +259,7 @@ impl Sync {
             entries.extend(asked.ready.pop_front());
         }
         let more = !asked.is_empty();
-        self.stage = Stage::Bodies(asked);
+        self.stage = Stage::Bodies(listing, asked);
         Ok(Some(Response {
             entries,
             more,

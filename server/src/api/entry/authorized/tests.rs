@@ -247,6 +247,29 @@ async fn an_agent_that_is_banned_during_a_stream_is_denied_at_its_next_request()
 }
 
 #[tokio::test]
+async fn an_agent_has_four_streams_and_asks_for_so_many_ids() {
+    let mut world = World::new().await;
+    let agent = world.agent().await;
+    let all = entries(&mut world, &agent, 6).await;
+    let mut first = opened(&mut world, &agent, None).await;
+    first.pages().await;
+    let mut later = Vec::new();
+    for _ in 0..4 {
+        let mut client = opened(&mut world, &agent, None).await;
+        client.pages().await;
+        later.push(client);
+    }
+    first.ask(&all).await;
+    let (code, text) = refused(first.next().await);
+    assert_eq!(code, Code::Unavailable);
+    assert!(text.ends_with("newer streams of this agent took the place of this one"));
+    let mut last = later.remove(3);
+    last.ask(&vec![all[0].clone(); MAX_IDS + 1]).await;
+    let text = "too many IDs in one request: 10001, 10000 are allowed".to_owned();
+    assert_eq!(refused(last.next().await), (Code::InvalidArgument, text));
+}
+
+#[tokio::test]
 async fn an_entry_that_comes_or_goes_between_two_pages_is_told_or_has_no_body() {
     let mut world = World::new().await;
     let agent = world.agent().await;
