@@ -28,7 +28,7 @@ use crate::counters::{Counters, PREFIX};
 use crate::front::{Desk, Front, Surroundings};
 use crate::jwt::{self, JwtCache};
 use crate::node;
-use crate::obtain::{Obtain, Persistence};
+use crate::obtain::{Anew, Obtain, Persistence};
 use crate::own_svid::Disk;
 use crate::renewal::{Renewal, RenewalError};
 use crate::takeover::{self, Start};
@@ -170,7 +170,9 @@ impl Parts {
         let (has_svid, own_svid) = watch::channel(false);
         let (bundle_sender, bundle) = watch::channel(None);
         let (held, is_held) = watch::channel(None);
+        let anew = Arc::new(Anew::default());
         let deps = cache::Deps {
+            anew: Arc::clone(&anew),
             clock: Arc::clone(&self.clock),
             connect: self.connect()?,
             own_svid,
@@ -192,6 +194,7 @@ impl Parts {
             counters: counters.clone(),
         });
         let renewal = Renewal {
+            anew,
             obtain,
             clock: Arc::clone(&self.clock),
             identity: Arc::clone(&self.identity),

@@ -25,6 +25,7 @@ use crate::counters::Counters;
 use crate::issue::{self, BATCH, Outcome};
 use crate::link::{End, Event, Link};
 use crate::node::meaning;
+use crate::obtain::Anew;
 use crate::registry::{Reaction, Registry, Round};
 use crate::snapshot::{Served, Snapshot, State};
 use crate::svid::{Svid, hex};
@@ -54,6 +55,8 @@ pub struct Deps {
     /// Whether the agent has a valid SVID of its own; told anew with each new one: the stream is
     /// opened again with it.
     pub own_svid: watch::Receiver<bool>,
+    /// Asks for a new attestation when the server denies this agent and it may attest again.
+    pub anew: Arc<Anew>,
     /// The waits between two tries to reach the server.
     pub backoff: Policy,
     /// How often a server is asked that cannot push.
@@ -334,6 +337,16 @@ impl Cache {
     fn on_end(&mut self, end: End) -> Result<(), CacheError> {
         // A denial without a reason may pass; the known reasons do not.
         if let Some(reason) = end.denied.filter(|reason| *reason != Reason::Unknown) {
+            // What was denied may be the SVID of before.
+            if self.deps.own_svid.has_changed().unwrap_or_default() {
+                self.reopen();
+                return Ok(());
+            }
+            if reason != Reason::AgentBanned && self.deps.anew.ask() {
+                tracing::warn!(error = end.message, "denied: waiting for a new attestation");
+                self.link = Link::idle();
+                return Ok(());
+            }
             return Err(CacheError::Denied {
                 reason,
                 message: end.message,

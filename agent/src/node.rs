@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
-use vane_attest::{ProveError, Prover};
+use vane_attest::{MAX_ROUNDS, ProveError, Prover};
 use vane_chassis::mtls::Refusal;
 use vane_identity::bundle::Bundle;
 use vane_identity::id::TrustDomain;
@@ -31,8 +31,6 @@ use crate::own_svid::OwnSvid;
 
 /// So long an exchange with the server may take.
 const DEADLINE: Duration = Duration::from_secs(30);
-/// The most challenges of one attestation.
-const CHALLENGES: usize = 8;
 
 /// Why there is no SVID for the agent.
 #[derive(Debug, thiserror::Error)]
@@ -194,7 +192,7 @@ async fn exchange(
         .attest_agent(ReceiverStream::new(receiver))
         .await;
     let mut answers = call.map_err(|status| NodeError::of(&status))?.into_inner();
-    for _ in 0..CHALLENGES {
+    for _ in 0..=MAX_ROUNDS {
         let answer = answers
             .message()
             .await

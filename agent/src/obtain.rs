@@ -6,7 +6,9 @@
 //! longest wait, since a new join token may lie in its file by then. A denial is final.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use tokio::sync::Notify;
 use vane_attest::{PROVERS, Prover, join_token};
 use vane_chassis::backoff::{Backoff, Policy};
 use vane_chassis::builtin::{OpenError, open_section};
@@ -36,6 +38,13 @@ pub struct Obtain {
     pub roots: Arc<Roots>,
     /// Where it is kept.
     pub disk: Arc<Disk>,
+}
+
+/// What who is denied asks of who attests.
+#[derive(Debug, Default)]
+pub struct Anew {
+    is_possible: AtomicBool,
+    wanted: Notify,
 }
 
 /// Whether a refusal ends the tries.
@@ -71,6 +80,29 @@ pub enum ObtainError {
     /// The server did not give one.
     #[error("cannot attest: {0}")]
     Node(#[from] NodeError),
+}
+
+impl Anew {
+    /// Says whether this node may attest again by itself.
+    pub fn set_possible(&self, is_possible: bool) {
+        self.is_possible.store(is_possible, Ordering::Relaxed);
+    }
+
+    /// Asks for a new attestation, since the server denies what there is; false when this node
+    /// cannot.
+    #[must_use]
+    pub fn ask(&self) -> bool {
+        let is_possible = self.is_possible.load(Ordering::Relaxed);
+        if is_possible {
+            self.wanted.notify_one();
+        }
+        is_possible
+    }
+
+    /// Waits until somebody asked, or has since the last wait.
+    pub async fn asked(&self) {
+        self.wanted.notified().await;
+    }
 }
 
 impl Obtain {
@@ -145,6 +177,35 @@ impl Obtain {
         }
     }
 
+    /// A new SVID for `key` by another attestation; nothing is tried again.
+    ///
+    /// # Errors
+    /// [`ObtainError`].
+    pub async fn again(&self, key: &PrivateKey) -> Result<OwnSvid, ObtainError> {
+        let prover = self.prover().await?;
+        self.attest_trusted(&*prover, key).await
+    }
+
+    /// Attests to a server that is trusted by the roots that there are.
+    async fn attest_trusted(
+        &self,
+        prover: &dyn Prover,
+        key: &PrivateKey,
+    ) -> Result<OwnSvid, ObtainError> {
+        let agent = &self.config.agent;
+        let party = Party {
+            identity: Identity::empty(),
+            roots: Arc::clone(&self.roots),
+            authorizer: only(agent.trust_domain.server_id()?),
+            clock: Arc::clone(&self.clock),
+        };
+        let tls = client_config(&party)?;
+        let channel = channel::server(&agent.server_address, agent.server_port, tls);
+        let clock = Arc::clone(&self.clock);
+        let now = move || clock.now();
+        Ok(node::attest(channel, prover, &agent.trust_domain, key, now).await?)
+    }
+
     async fn attest_once(
         &self,
         trust: &Trust,
@@ -152,20 +213,10 @@ impl Obtain {
         key: &PrivateKey,
     ) -> Result<(OwnSvid, Bundle), ObtainError> {
         let agent = &self.config.agent;
-        let clock = Arc::clone(&self.clock);
-        let now = move || clock.now();
         match trust {
             Trust::Bundle(bundle) => {
                 self.roots.set(&bundle.anchors());
-                let party = Party {
-                    identity: Identity::empty(),
-                    roots: Arc::clone(&self.roots),
-                    authorizer: only(agent.trust_domain.server_id()?),
-                    clock: Arc::clone(&self.clock),
-                };
-                let tls = client_config(&party)?;
-                let channel = channel::server(&agent.server_address, agent.server_port, tls);
-                let own = node::attest(channel, prover, &agent.trust_domain, key, now).await?;
+                let own = self.attest_trusted(prover, key).await?;
                 Ok((own, bundle.clone()))
             }
             Trust::FirstUse => {
@@ -181,6 +232,8 @@ impl Obtain {
                     );
                 }
                 self.roots.set(&bundle.anchors());
+                let clock = Arc::clone(&self.clock);
+                let now = move || clock.now();
                 let own = node::attest(channel, prover, &agent.trust_domain, key, now).await?;
                 Ok((own, bundle))
             }

@@ -6,7 +6,7 @@
 //! workloads have is served meanwhile.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::watch;
@@ -18,17 +18,23 @@ use vane_client::channel::Channel;
 use vane_identity::bundle::Bundle;
 use vane_identity::key::{KeyType, PrivateKey};
 use vane_identity::lifetime::{Jitter, MIN_RENEW_INTERVAL, to_unix};
+use vane_wire::status::Reason;
 
 use crate::node::{self, NodeError};
-use crate::obtain::{Obtain, ObtainError, Persistence};
+use crate::obtain::{Anew, Obtain, ObtainError, Persistence};
 use crate::own_svid::{Disk, DiskError, OwnSvid};
 use crate::svid::hex;
 use crate::tenure::Tenure;
+
+/// An SVID that came so lately is not the one that is denied.
+const FRESH: Duration = Duration::from_secs(5);
 
 /// What the task works with.
 pub struct Renewal {
     /// How to come to one when there is none.
     pub obtain: Obtain,
+    /// Who is denied with what there is asks for a new attestation.
+    pub anew: Arc<Anew>,
     /// When now is.
     pub clock: Arc<dyn Clock>,
     /// What TLS presents.
@@ -121,6 +127,7 @@ impl Renewal {
         let mut jumps = self.clock.jumps();
         let mut due = self.due(&held);
         self.expiry.set(to_unix(held.not_after));
+        self.anew.set_possible(held.reattestable);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return Ok(End::Stopped),
@@ -136,6 +143,15 @@ impl Renewal {
                     }
                     continue;
                 }
+                () = self.anew.asked() => {
+                    let age = self.clock.now().duration_since(held.received_at);
+                    if age.is_ok_and(|age| age < FRESH) {
+                        // What was denied is the one before: connect with this one.
+                        self.has_svid.send_replace(true);
+                        continue;
+                    }
+                    tracing::warn!("the server denies this agent's SVID: attesting anew");
+                }
             }
             let turn = stop.run_until_cancelled(self.tenure.turn()).await;
             let Some(_turn) = turn else {
@@ -146,6 +162,14 @@ impl Renewal {
                     held = renewed;
                     self.expiry.set(to_unix(held.not_after));
                     due = self.due_of_new(&held, &mut backoff);
+                }
+                Err(NodeError::Denied {
+                    reason: Reason::AgentMustReattest,
+                    ..
+                }) => {
+                    held.reattestable = true;
+                    self.anew.set_possible(true);
+                    due = self.clock.now() + backoff.next_delay();
                 }
                 Err(error) if matches!(error, NodeError::Denied { .. }) => {
                     return Err(RenewalError::Denied(error));
@@ -217,7 +241,14 @@ impl Renewal {
             .keep_key(&key, Some(&held.key))
             .map_err(|error| unkept(&error))?;
         let clock = Arc::clone(&self.clock);
-        let renewed = node::renew((self.connect)(), held, &key, || clock.now()).await?;
+        // Who may attest again renews by that (SPIRE's servers refuse the other way).
+        let renewed = match held.reattestable {
+            true => self.obtain.again(&key).await.map_err(not_again)?,
+            false => node::renew((self.connect)(), held, &key, || clock.now()).await?,
+        };
+        if renewed.id != held.id {
+            tracing::warn!(was = %held.id, agent_id = %renewed.id, "the agent has another ID now");
+        }
         let bundle = self.bundle.borrow().clone();
         self.disk
             .keep(Some(&renewed), bundle.as_deref())
@@ -237,6 +268,14 @@ fn unobtained(error: ObtainError) -> RenewalError {
     match error {
         ObtainError::Node(denied @ NodeError::Denied { .. }) => RenewalError::Denied(denied),
         error => RenewalError::Obtain(error),
+    }
+}
+
+/// What may change by itself is tried again.
+fn not_again(error: ObtainError) -> NodeError {
+    match error {
+        ObtainError::Node(error) => error,
+        error => NodeError::Unavailable(error.to_string()),
     }
 }
 

@@ -266,6 +266,7 @@ impl Fake {
         let deps = Deps {
             clock: watched,
             connect: Box::new(move || connect(&socket)),
+            anew: Arc::default(),
             own_svid: generation,
             backoff: Policy::new(ms(1), ms(5), 2.0).unwrap(),
             key_type: KeyType::EcP256,
