@@ -12,12 +12,13 @@ use nix::unistd::Gid;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
+use vane_attest::{VERIFIERS, Verifier};
 use vane_authority::authority::{Authority, Deps};
 use vane_authority::key_manager;
 use vane_authority::log::Log;
 use vane_authority::profile::ProfileConfig;
 use vane_authority::server_id;
-use vane_chassis::builtin::open_section;
+use vane_chassis::builtin::{Section, open_section};
 use vane_chassis::clock::{Clock, System, Watched};
 use vane_chassis::files::{SHARED_RUN_DIR, compat_dir, private_dir, raise_nofile, socket_dir};
 use vane_chassis::given::Given;
@@ -37,7 +38,7 @@ use vane_store::observed::Observed;
 use vane_store::sled_kv::{SledConfig, SledKv};
 
 use crate::api::{self, Admitted, Connection, Parts, PartsDeps, Places, Services, Settings};
-use crate::config::{COMPAT_SOCKET, Config, Engine};
+use crate::config::{COMPAT_SOCKET, Config, Engine, JOIN_TOKEN};
 use crate::own_svid::OwnSvid;
 use crate::push::Push;
 use crate::state::State;
@@ -170,7 +171,9 @@ pub(crate) async fn run_in(
     });
     vitals.register(&metrics);
     health.attach(move || vitals.findings());
+    let attestors = attestors(&config, &state).await?;
     let parts = Parts::new(PartsDeps {
+        attestors,
         settings: settings(&config),
         clock,
         kv,
@@ -306,6 +309,26 @@ fn agent_connections(descriptors: u64) -> usize {
 fn store_dir(config: &Config) -> Option<PathBuf> {
     let dir = config.server.data_dir.join("store");
     (config.store.engine != Engine::Memory).then_some(dir)
+}
+
+/// The methods of node attestation; join tokens are always among them (SPIRE.md trap 14).
+async fn attestors(config: &Config, state: &Arc<State>) -> anyhow::Result<Vec<Arc<dyn Verifier>>> {
+    let trust_domain = config.server.trust_domain.clone();
+    let (state, own) = (Arc::clone(state), trust_domain.clone());
+    let deps = vane_attest::Deps {
+        trust_domain,
+        bundle: Arc::new(move || state.bundle(&own)),
+    };
+    let mut sections = config.node_attestor.clone();
+    if sections.iter().all(|section| section.kind() != JOIN_TOKEN) {
+        sections.push(Section::new(JOIN_TOKEN, Default::default()));
+    }
+    let mut attestors = Vec::new();
+    for section in &sections {
+        let opened = open_section(VERIFIERS, section, &deps).await;
+        attestors.push(opened.context("node_attestor")?);
+    }
+    Ok(attestors)
 }
 
 async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Kv>> {

@@ -6,6 +6,7 @@
 //! business of the table that it names. No key is secret by itself; those of plugins are
 //! printed by their own types.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -37,9 +38,9 @@ pub struct Config {
     /// Where the signing keys are kept: `type = "disk"` (in `data_dir`) or `"memory"`.
     #[serde(default = "default_key_manager")]
     pub key_manager: Section,
-    /// How nodes may prove themselves; join tokens when nothing is said.
+    /// How nodes may prove themselves: `type = "x509pop"` and others; join tokens always.
     #[serde(default = "default_node_attestors")]
-    pub node_attestor: Vec<NodeAttestor>,
+    pub node_attestor: Vec<Section>,
     /// The log of everything issued and changed.
     #[serde(default)]
     pub log: Log,
@@ -147,15 +148,6 @@ pub enum Engine {
     Memory,
 }
 
-/// `[[node_attestor]]`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NodeAttestor {
-    /// The method: `join_token`.
-    #[serde(rename = "type")]
-    pub kind: String,
-}
-
 /// `[log]`
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -208,14 +200,9 @@ pub enum Invalid {
         /// What is wrong.
         source: vane_chassis::builtin::OpenError,
     },
-    /// A node attestor is not there, or named twice.
-    #[error("node_attestor: {what} \"{kind}\", known are: join_token")]
-    NodeAttestor {
-        /// What is wrong with it.
-        what: &'static str,
-        /// The type.
-        kind: String,
-    },
+    /// A node attestor is named twice.
+    #[error("node_attestor: type \"{0}\" is given twice")]
+    NodeAttestor(String),
     /// The admin socket cannot be bound at this path.
     #[error("server.socket_path: {0}")]
     SocketPath(#[from] vane_chassis::files::FileError),
@@ -283,22 +270,17 @@ impl Config {
         self.check_node_attestors()
     }
 
-    fn check_node_attestors(&self) -> Result<(), Invalid> {
-        for (at, attestor) in self.node_attestor.iter().enumerate() {
-            let wrong = |what| Invalid::NodeAttestor {
-                what,
-                kind: attestor.kind.clone(),
-            };
-            if attestor.kind != JOIN_TOKEN {
-                return Err(wrong("unknown type"));
-            }
-            if self
-                .node_attestor
-                .iter()
-                .skip(at + 1)
-                .any(|o| o == attestor)
-            {
-                return Err(wrong("given twice: type"));
+    fn check_node_attestors(&mut self) -> Result<(), Invalid> {
+        let mut seen = HashSet::new();
+        for attestor in &mut self.node_attestor {
+            attestor
+                .check(vane_attest::VERIFIERS)
+                .map_err(|source| Invalid::Section {
+                    section: "node_attestor",
+                    source,
+                })?;
+            if !seen.insert(attestor.kind().to_owned()) {
+                return Err(Invalid::NodeAttestor(attestor.kind().to_owned()));
             }
         }
         Ok(())
@@ -420,9 +402,8 @@ fn default_key_manager() -> Section {
     Section::new("disk", Default::default())
 }
 
-fn default_node_attestors() -> Vec<NodeAttestor> {
-    let kind = JOIN_TOKEN.to_owned();
-    vec![NodeAttestor { kind }]
+fn default_node_attestors() -> Vec<Section> {
+    vec![Section::new(JOIN_TOKEN, Default::default())]
 }
 
 fn is_default(subject: &SubjectConfig) -> bool {

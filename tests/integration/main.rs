@@ -1,5 +1,6 @@
 //! The stories: each module is one, read from top to bottom.
 
+mod attest;
 mod bad_input;
 mod differential;
 mod garbage;

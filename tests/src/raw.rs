@@ -98,6 +98,12 @@ impl Raw {
         }
     }
 
+    /// What it calls over, for calls in the types of the wire.
+    #[must_use]
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
     /// With the security header of the Workload API.
     #[must_use]
     pub fn workload(channel: Channel) -> Self {

@@ -174,12 +174,28 @@ impl World {
 
     /// As [`World::agent`], with at most so many descriptors.
     pub async fn agent_under(&self, descriptors: Option<u64>, name: &str) -> Agent {
-        let admin = self.admin().await;
-        let token = admin.token().await;
-        let bundle = self.write("bundle.pem", &pem(&admin.bundle().await));
+        let token = self.admin().await.token().await;
+        let token = format!("join_token = {token:?}\n");
+        self.start_agent(descriptors, name, &token, "").await
+    }
+
+    /// Starts a new agent that proves itself as the table `attestor` says.
+    pub async fn agent_by(&self, name: &str, attestor: &str) -> Agent {
+        self.start_agent(None, name, "", attestor).await
+    }
+
+    async fn start_agent(
+        &self,
+        descriptors: Option<u64>,
+        name: &str,
+        keys: &str,
+        tables: &str,
+    ) -> Agent {
+        let bundle = self.admin().await.bundle().await;
+        let bundle = self.write("bundle.pem", &pem(&bundle));
         let socket = self.path(&format!("{name}.sock"));
         let text = format!(
-            "[agent]\ntrust_domain = {TRUST_DOMAIN:?}\nserver_address = \"127.0.0.1\"\nserver_port = {}\nsocket_path = {socket:?}\ndata_dir = {:?}\ntrust_bundle_path = {bundle:?}\njoin_token = {token:?}\n{}\n{}",
+            "[agent]\ntrust_domain = {TRUST_DOMAIN:?}\nserver_address = \"127.0.0.1\"\nserver_port = {}\nsocket_path = {socket:?}\ndata_dir = {:?}\ntrust_bundle_path = {bundle:?}\n{keys}{}\n{}\n{tables}",
             self.port,
             self.path(name),
             self.options.agent,

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::watch;
 use tonic::{Code, Request};
+use vane_attest::Verifier;
 use vane_authority::authority::Authority;
 use vane_authority::csr::Csr;
 use vane_authority::issue::{IssueError, X509Request};
@@ -42,6 +43,8 @@ const SEEN_WITHIN: Duration = Duration::from_secs(5);
 /// What the services are made from.
 #[derive(Debug)]
 pub struct PartsDeps {
+    /// The methods of node attestation.
+    pub attestors: Vec<Arc<dyn Verifier>>,
     /// What the configuration says.
     pub settings: Settings,
     /// When now is.
@@ -83,6 +86,7 @@ pub struct Settings {
 
 /// What the services share.
 pub struct Parts {
+    pub(super) attestors: Vec<Arc<dyn Verifier>>,
     pub(super) trust_domain: TrustDomain,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) kv: Arc<dyn Kv>,
@@ -145,6 +149,7 @@ impl Parts {
             counters: Counters::register(&deps.metrics),
         };
         Arc::new(Self {
+            attestors: deps.attestors,
             trust_domain: settings.trust_domain,
             started: deps.clock.monotonic(),
             clock: deps.clock,

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tower::service_fn;
+use vane_attest::{VERIFIERS, Verifier};
 use vane_authority::authority::{Authority, Deps};
 use vane_authority::issue::X509Request;
 use vane_authority::key_manager;
@@ -82,7 +83,19 @@ impl World {
         Self::idle(|_| {}).await
     }
 
+    /// A server with further methods of node attestation.
+    pub(super) async fn attesting(section: Section) -> Self {
+        let mut world = Self::idle_attesting(|_| {}, vec![section]).await;
+        let (state, stop) = (Arc::clone(&world.parts.state), world.tasks.token());
+        world.tasks.spawn("state", state.run(stop));
+        world
+    }
+
     async fn idle(change: impl FnOnce(&mut Settings)) -> Self {
+        Self::idle_attesting(change, Vec::new()).await
+    }
+
+    async fn idle_attesting(change: impl FnOnce(&mut Settings), sections: Vec<Section>) -> Self {
         let mut settings = settings();
         change(&mut settings);
         let dir = tempfile::tempdir().unwrap();
@@ -108,7 +121,9 @@ impl World {
         let state = State::load(Arc::clone(&kv), Arc::clone(&clock), own()).await;
         let state = state.unwrap();
         let metrics = Metrics::new("vane_server", "test");
+        let attestors = attestors(&state, sections).await;
         let parts = Parts::new(PartsDeps {
+            attestors,
             settings,
             clock,
             kv,
@@ -248,6 +263,20 @@ impl World {
             .verify(svid.clone(), Role::Client, now)
             .is_ok()
     }
+}
+
+async fn attestors(state: &Arc<State>, mut sections: Vec<Section>) -> Vec<Arc<dyn Verifier>> {
+    let state = Arc::clone(state);
+    let deps = vane_attest::Deps {
+        trust_domain: own(),
+        bundle: Arc::new(move || state.bundle(&own())),
+    };
+    sections.push(Section::new("join_token", Default::default()));
+    let mut attestors = Vec::new();
+    for section in sections {
+        attestors.push(open_section(VERIFIERS, &section, &deps).await.unwrap());
+    }
+    attestors
 }
 
 pub(super) fn own() -> TrustDomain {

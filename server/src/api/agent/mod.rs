@@ -11,14 +11,13 @@ mod tests;
 
 use std::sync::Arc;
 
-use futures_util::stream;
 use tonic::{Request, Response, Status, Streaming};
 use vane_wire::spire::api::server::agent::v1::agent_server::Agent;
 use vane_wire::spire::api::server::agent::v1::{
-    AttestAgentRequest, AttestAgentResponse, BanAgentRequest, CountAgentsRequest,
-    CountAgentsResponse, CreateJoinTokenRequest, DeleteAgentRequest, GetAgentRequest,
-    ListAgentsRequest, ListAgentsResponse, PostStatusRequest, PostStatusResponse,
-    RenewAgentRequest, RenewAgentResponse,
+    AttestAgentRequest, BanAgentRequest, CountAgentsRequest, CountAgentsResponse,
+    CreateJoinTokenRequest, DeleteAgentRequest, GetAgentRequest, ListAgentsRequest,
+    ListAgentsResponse, PostStatusRequest, PostStatusResponse, RenewAgentRequest,
+    RenewAgentResponse,
 };
 use vane_wire::spire::api::types;
 
@@ -70,17 +69,16 @@ impl Agent for AgentService {
         Ok(Response::new(()))
     }
 
-    type AttestAgentStream = stream::Once<std::future::Ready<Result<AttestAgentResponse, Status>>>;
+    type AttestAgentStream = attest::Answers;
 
     async fn attest_agent(
         &self,
         request: Request<Streaming<AttestAgentRequest>>,
     ) -> Result<Response<Self::AttestAgentStream>, Status> {
         let (caller, patience) = (caller(&request)?, patience(&request, &self.0));
-        let first = attest::first_message(&self.0, request.into_inner(), patience).await?;
-        let answer = attest::attest(&self.0, &caller, patience, first).await?;
-        let answer = std::future::ready(Ok(answer));
-        Ok(Response::new(stream::once(answer)))
+        let requests = request.into_inner();
+        let answers = attest::attest(&self.0, &caller, patience, requests).await?;
+        Ok(Response::new(answers))
     }
 
     async fn renew_agent(

@@ -4,6 +4,7 @@ use std::sync::PoisonError;
 
 use tonic::Code;
 use uuid::Uuid;
+use vane_attest::join_token::MAX_BYTES;
 use vane_identity::entry::{Entry, EntryId};
 use vane_identity::id::{SpiffeId, TrustDomain};
 use vane_identity::lifetime::to_unix;
@@ -19,9 +20,6 @@ use vane_wire::status::Refusal;
 use crate::api::Parts;
 use crate::audit::Change;
 use crate::caller::Caller;
-
-/// The most bytes of a token; it becomes a segment of the agent's ID.
-pub(super) const MAX_TOKEN_BYTES: usize = 255;
 
 /// Tokens looked at for each one that is made.
 const SWEEP: usize = 16;
@@ -52,7 +50,7 @@ pub(super) async fn create(
     } else {
         request.token.clone()
     };
-    if value.len() > MAX_TOKEN_BYTES {
+    if value.len() > MAX_BYTES {
         return Err(invalid(
             "failed to create token: token is longer than 255 bytes",
         ));
