@@ -159,7 +159,7 @@ fn requests() -> Vec<Request> {
         Request::signed(
             "a changed signature",
             changed(good.len() - 1),
-            "invalid CSR signature",
+            "CSR signature: verification failed",
         ),
         Request::minted("no URI", key.csr(None), "CSR URI SAN is required"),
         Request::minted(

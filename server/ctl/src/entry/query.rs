@@ -103,10 +103,25 @@ async fn list_all(server: &Server, filter: &Filter) -> Result<wire::ListEntriesR
         let page = answer(client.list_entries(request(message)).await)?;
         all.entries.extend(page.entries);
         if page.next_page_token.is_empty() {
+            all.entries.sort_by(|a, b| order(a).cmp(&order(b)));
             return Ok(all);
         }
         all.next_page_token = page.next_page_token;
     }
+}
+
+/// The order in which SPIRE's CLI shows entries.
+fn order(entry: &types::Entry) -> impl Ord + '_ {
+    fn id(id: &Option<types::Spiffeid>) -> Option<(&str, &str)> {
+        let id = id.as_ref()?;
+        Some((id.trust_domain.as_str(), id.path.as_str()))
+    }
+    let selectors = entry.selectors.iter();
+    let selectors: Vec<_> = selectors
+        .map(|one| (one.r#type.as_str(), one.value.as_str()))
+        .collect();
+    let (spiffe, parent) = (id(&entry.spiffe_id), id(&entry.parent_id));
+    (spiffe, parent, selectors.len(), selectors)
 }
 
 impl Show {
@@ -139,7 +154,11 @@ impl Show {
         let entry = answer(client.get_entry(request(message)).await)
             .map_err(|failure| failure.with(&format!("--entry-id {id:?}")))?;
         if self.server.json() {
-            return output::json(&entry);
+            // As SPIRE's: a list in both cases.
+            return output::json(&wire::ListEntriesResponse {
+                entries: vec![entry],
+                next_page_token: String::new(),
+            });
         }
         print_entry(&entry, System.now())
     }
