@@ -19,7 +19,7 @@ mod join_token;
 #[cfg(test)]
 mod tests;
 
-pub use agent::AgentRecord;
+pub use agent::{AgentRecord, Previous};
 pub use authority::{AuthorityKind, AuthorityRecord, AuthorityState};
 pub use join_token::{JoinTokenRecord, TokenUse};
 

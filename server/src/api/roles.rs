@@ -15,9 +15,10 @@ use vane_chassis::clock::Clock;
 use vane_chassis::metrics::Metrics;
 use vane_chassis::mtls::PeerSvid;
 use vane_identity::id::{SpiffeId, TrustDomain};
+use vane_identity::lifetime::to_unix;
 use vane_store::kv::Kv;
 use vane_store::tables::agents;
-use vane_wire::record::AgentRecord;
+use vane_wire::record::{AgentRecord, Previous};
 use vane_wire::status::{Reason, Refusal};
 
 use crate::caller::{
@@ -66,7 +67,7 @@ impl Counters {
 /// How a certificate's serial number stands to the record of its agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// It is the current one.
+    /// It is the current one, or the one before it for a while.
     Current,
     /// It is the renewed one, seen for the first time.
     Renewed,
@@ -74,8 +75,12 @@ pub(super) enum Standing {
     Denied(Denial),
 }
 
-/// See [`Standing`]; `record` is that of the agent, if there is one.
-pub(super) fn standing(record: Option<&AgentRecord>, serial: &str) -> Standing {
+/// So many seconds a certificate is good after the one that replaces it was seen: while an agent
+/// is replaced by another process, or attests anew, both may show theirs.
+const PREVIOUS: i64 = 300;
+
+/// See [`Standing`]; `record` is that of the agent, if there is one. `now` in Unix seconds.
+pub(super) fn standing(record: Option<&AgentRecord>, serial: &str, now: i64) -> Standing {
     let Some(record) = record else {
         return Standing::Denied(Denial::AgentNotAttested);
     };
@@ -88,11 +93,15 @@ pub(super) fn standing(record: Option<&AgentRecord>, serial: &str) -> Standing {
     if record.new_serial.as_deref() == Some(serial) {
         return Standing::Renewed;
     }
+    let previous = record.previous.as_ref();
+    if previous.is_some_and(|previous| previous.serial == serial && now <= previous.until) {
+        return Standing::Current;
+    }
     Standing::Denied(Denial::AgentNotActive)
 }
 
 /// `record` after the first call with its renewed certificate.
-pub(super) fn promoted(record: &AgentRecord) -> AgentRecord {
+pub(super) fn promoted(record: &AgentRecord, now: i64) -> AgentRecord {
     let Some(serial) = record.new_serial.clone() else {
         return record.clone();
     };
@@ -101,6 +110,10 @@ pub(super) fn promoted(record: &AgentRecord) -> AgentRecord {
         not_after: record.new_not_after,
         new_serial: None,
         new_not_after: 0,
+        previous: Some(Previous {
+            serial: record.serial.clone(),
+            until: now.saturating_add(PREVIOUS),
+        }),
         ..record.clone()
     }
 }
@@ -183,7 +196,7 @@ impl Roles {
     /// The agent that showed `svid`.
     async fn agent(&self, svid: &PeerSvid) -> Result<AgentIdentity, No> {
         let hot = self.state.agent(&svid.spiffe_id);
-        match standing(hot.as_deref(), &svid.serial) {
+        match standing(hot.as_deref(), &svid.serial, to_unix(self.clock.now())) {
             Standing::Current => {}
             Standing::Renewed => self.promote(svid).await,
             Standing::Denied(_) => self.confirm(svid).await?,
@@ -208,7 +221,7 @@ impl Roles {
             No::Unsure(Refusal::because(Code::Unavailable, tried, error))
         })?;
         let record = found.as_ref().map(|found| &found.value);
-        match standing(record, &svid.serial) {
+        match standing(record, &svid.serial, to_unix(self.clock.now())) {
             Standing::Denied(denial) => {
                 tracing::info!(agent_id = %id, reason = denial.name(), "agent denied");
                 return Err(No::Denied(denial));
@@ -224,8 +237,10 @@ impl Roles {
     /// succeed the next call tries again: both certificates are good until then.
     async fn promote(&self, svid: &PeerSvid) {
         let id = &svid.spiffe_id;
+        let now = to_unix(self.clock.now());
         let promoted = agents::change(&*self.kv, id, |record| {
-            (standing(Some(record), &svid.serial) == Standing::Renewed).then(|| promoted(record))
+            (standing(Some(record), &svid.serial, now) == Standing::Renewed)
+                .then(|| promoted(record, now))
         });
         match promoted.await {
             Ok(revision) => {

@@ -117,6 +117,7 @@ pub(crate) fn record_of(id: &SpiffeId, selectors: SelectorSet) -> AgentRecord {
         can_reattest: false,
         agent_version: String::new(),
         csr_key_sha256: None,
+        previous: None,
     }
 }
 

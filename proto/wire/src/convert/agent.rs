@@ -59,6 +59,7 @@ impl TryFrom<&types::Agent> for AgentRecord {
             can_reattest: wire.can_reattest,
             agent_version: wire.agent_version.clone(),
             csr_key_sha256: None,
+            previous: None,
         })
     }
 }

@@ -34,10 +34,23 @@ pub struct AgentRecord {
     /// SHA-256 of the SubjectPublicKeyInfo of the CSR it attested with last, by which a
     /// repeated attestation is recognised.
     pub csr_key_sha256: Option<[u8; 32]>,
+    /// The certificate before `serial`, which is good for a while: another process of the agent
+    /// may still show it.
+    pub previous: Option<Previous>,
+}
+
+/// A certificate that was replaced by one that was seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Previous {
+    /// Its serial number, decimal.
+    pub serial: String,
+    /// The last second in which it is good, since the Unix epoch.
+    pub until: i64,
 }
 
 impl Record for AgentRecord {
     fn encode(&self) -> Vec<u8> {
+        let previous = self.previous.as_ref();
         v1::Agent {
             spiffe_id: self.spiffe_id.as_str().to_owned(),
             attestation_type: self.attestation_type.clone(),
@@ -50,6 +63,8 @@ impl Record for AgentRecord {
             can_reattest: self.can_reattest,
             agent_version: self.agent_version.clone(),
             csr_key_sha256: self.csr_key_sha256.map(Vec::from).unwrap_or_default(),
+            previous_serial: previous.map(|it| it.serial.clone()).unwrap_or_default(),
+            previous_until: previous.map(|it| it.until).unwrap_or_default(),
         }
         .encode_to_vec()
     }
@@ -68,6 +83,10 @@ impl Record for AgentRecord {
             can_reattest: wire.can_reattest,
             agent_version: wire.agent_version,
             csr_key_sha256: optional_sha256(&wire.csr_key_sha256)?,
+            previous: (!wire.previous_serial.is_empty()).then_some(Previous {
+                serial: wire.previous_serial,
+                until: wire.previous_until,
+            }),
         })
     }
 }

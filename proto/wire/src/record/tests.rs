@@ -49,6 +49,10 @@ fn agent() -> AgentRecord {
         can_reattest: true,
         agent_version: "0.1.0".into(),
         csr_key_sha256: Some([7; 32]),
+        previous: Some(Previous {
+            serial: "122".into(),
+            until: 9,
+        }),
     }
 }
 
@@ -135,6 +139,7 @@ fn an_agent_comes_back_renewed_or_not() {
         serial: String::new(),
         new_serial: None,
         csr_key_sha256: None,
+        previous: None,
         ..agent()
     });
 }

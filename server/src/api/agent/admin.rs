@@ -201,6 +201,7 @@ pub(super) async fn ban(
             serial: String::new(),
             new_serial: None,
             new_not_after: 0,
+            previous: None,
             ..record.clone()
         })
     };

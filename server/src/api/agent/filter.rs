@@ -128,6 +128,7 @@ mod tests {
             can_reattest: true,
             agent_version: String::new(),
             csr_key_sha256: None,
+            previous: None,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use tonic::Code;
 use vane_authority::csr;
+use vane_identity::lifetime::to_unix;
 use vane_store::kv::CommitError;
 use vane_store::tables::agents;
 use vane_store::tables::row::ChangeError;
@@ -57,14 +58,15 @@ pub(super) async fn renew(
 /// Writes the new serial number down before the certificate is handed out.
 async fn record(parts: &Parts, agent: &AgentIdentity, issued: &Issued) -> Result<(), Refusal> {
     let tried = "failed to update agent";
+    let now = to_unix(parts.clock.now());
     for _ in 0..TRIES {
         let row = agents::get(&*parts.kv, &agent.id)
             .await
             .map_err(|error| parts.store_refusal(tried, &CommitError::Kv(error)))?;
         let record = row.as_ref().map(|row| &row.value);
-        let base = match (standing(record, &agent.serial), record) {
+        let base = match (standing(record, &agent.serial, now), record) {
             (Standing::Current, Some(record)) => record.clone(),
-            (Standing::Renewed, Some(record)) => promoted(record),
+            (Standing::Renewed, Some(record)) => promoted(record, now),
             (Standing::Denied(denial), _) => return Err(denied(denial)),
             (_, None) => return Err(denied(Denial::AgentNotAttested)),
         };

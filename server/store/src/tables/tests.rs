@@ -63,6 +63,7 @@ fn agent(name: &str, serial: &str) -> AgentRecord {
         can_reattest: false,
         agent_version: String::new(),
         csr_key_sha256: None,
+        previous: None,
     }
 }
 

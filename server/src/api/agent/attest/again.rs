@@ -109,6 +109,7 @@ fn record(id: &SpiffeId, method: &str, issued: &Issued) -> AgentRecord {
         can_reattest: true,
         agent_version: String::new(),
         csr_key_sha256: None,
+        previous: None,
     }
 }
 

@@ -132,6 +132,7 @@ impl Attempt {
                 can_reattest: false,
                 agent_version: String::new(),
                 csr_key_sha256: Some(self.key_sha256),
+                previous: None,
             },
         }
     }

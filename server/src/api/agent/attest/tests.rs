@@ -181,7 +181,7 @@ async fn a_node_of_the_ca_is_an_agent_with_its_selectors_and_attests_again() {
         .await;
     assert_eq!(set(&mut world, &first).await.unwrap(), 1);
 
-    // It renews by attesting: the previous certificate is good until the new one is seen.
+    // It renews by attesting: the previous certificate is good for five minutes more.
     let mut client = AgentClient::new(world.peer(&first).await);
     let params = Some(
         vane_wire::spire::api::server::agent::v1::AgentX509svidParams {
@@ -196,6 +196,8 @@ async fn a_node_of_the_ca_is_an_agent_with_its_selectors_and_attests_again() {
     let second = attest(&mut world, &*node, &key).await.unwrap();
     assert_eq!(set(&mut world, &first).await.unwrap(), 1);
     assert_eq!(set(&mut world, &second).await.unwrap(), 1);
+    assert_eq!(set(&mut world, &first).await.unwrap(), 1);
+    world.clock.advance(std::time::Duration::from_secs(301));
     let denied = set(&mut world, &first).await.unwrap_err();
     assert_eq!(denial_reason(&denied), Some(Reason::AgentNotActive));
 }
