@@ -268,8 +268,16 @@ impl Parts {
             workload_api: self.config.agent.socket_path.clone(),
             agent_id,
         });
-        front.until_the_end(is_held, reader, self.tenure).await;
-        finish(tasks).await
+        let end = front.until_the_end(is_held, reader, self.tenure).await;
+        let ended = finish(tasks).await;
+        // What is on disk is the successor's: no error of the last moments may remove it.
+        match (end.taken.is_some(), ended) {
+            (true, Err(error)) => {
+                tracing::warn!(error = format!("{error:#}"), "ended after the take-over");
+                Ok(())
+            }
+            (_, ended) => ended,
+        }
     }
 
     fn obtain(&self) -> Obtain {

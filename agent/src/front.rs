@@ -27,7 +27,7 @@ use crate::cache::Reader;
 use crate::config::Config;
 use crate::own_svid::OwnSvid;
 use crate::sockets::{self, Retirement};
-use crate::takeover::{self, Estate, Passed, Start, Successor, WARM};
+use crate::takeover::{self, Estate, Passed, Start, Successor, Taken, WARM};
 use crate::tenure::{Lock, Tenure, Tried};
 
 /// What a process is started with besides its configuration.
@@ -208,15 +208,17 @@ impl Front {
         Ok(())
     }
 
-    /// Serves until `stop`, or until a successor does.
+    /// Serves until `stop`, or until a successor does, and everything here ends. While the answer
+    /// lives the lock is held, or it is the successor's turn.
     pub(crate) async fn until_the_end(
         self,
         own: watch::Receiver<Option<Arc<OwnSvid>>>,
         reader: Reader,
         tenure: Tenure,
-    ) {
+    ) -> End {
         let (Some(lock), Some(asks)) = (self.lock, self.asks) else {
-            return self.stop.cancelled().await;
+            self.stop.cancelled().await;
+            return End::default();
         };
         let estate = Estate {
             trust_domain: self.config.agent.trust_domain.clone(),
@@ -231,8 +233,13 @@ impl Front {
             .run_until_cancelled(estate.hand_over(asks))
             .await
             .flatten();
-        let Some(taken) = taken else {
-            return self.stop.cancelled().await;
+        let end = End {
+            taken,
+            _estate: Some(estate),
+        };
+        let Some(taken) = &end.taken else {
+            self.stop.cancelled().await;
+            return end;
         };
         tracing::info!(pid = taken.pid, "a successor serves: ending");
         if let Ok(pid) = u32::try_from(taken.pid) {
@@ -243,8 +250,17 @@ impl Front {
         // Connections that were accepted but have said nothing yet get their turn.
         let _ = timeout(PREFACE_TIMEOUT * 2, gone.recv()).await;
         self.stop.cancel();
-        drop(taken);
+        end
     }
+}
+
+/// How an agent ends.
+#[derive(Default)]
+pub(crate) struct End {
+    /// A successor serves.
+    pub(crate) taken: Option<Taken>,
+    /// With the lock.
+    _estate: Option<Estate>,
 }
 
 /// A successor that has its sockets, and has not said yet that it serves.

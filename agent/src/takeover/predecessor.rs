@@ -91,7 +91,7 @@ impl Estate {
     /// Answers those who ask, one at a time, until one has taken over; None when nobody can ask
     /// any more.
     pub(crate) async fn hand_over(
-        self,
+        &self,
         mut asks: mpsc::Receiver<Other<Arc<Connector>>>,
     ) -> Option<Taken> {
         while let Some(Other { stream, guard }) = asks.recv().await {
