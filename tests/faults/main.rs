@@ -8,9 +8,11 @@ mod full_disk;
 mod peer_storm;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use vane_tests::kill_storm::Storm;
+use vane_tests::{fetches, handshakes};
 
 #[derive(Parser)]
 #[command(name = "vane-faults", version, about = "Faults that need time or root")]
@@ -35,6 +37,24 @@ enum Command {
         /// In the mount namespace that this was started again in.
         #[arg(long, hide = true)]
         inside: bool,
+    },
+    /// Replace an agent that a workload asks a hundred times a second.
+    TakeOver {
+        /// How often.
+        #[arg(long, default_value_t = 10)]
+        times: usize,
+    },
+    /// Clients do mutual TLS while agent and server are killed, replaced and away.
+    Handshakes {
+        /// Clients, each of which greets the next every 50 ms.
+        #[arg(long, default_value_t = 20)]
+        clients: usize,
+        /// Seconds without a server.
+        #[arg(long, default_value_t = 60)]
+        outage: u64,
+        /// Take-overs.
+        #[arg(long, default_value_t = 10)]
+        take_overs: usize,
     },
     /// Fork, exec, exit, setuid and pass descriptors against the attestation of processes.
     PeerStorm {
@@ -101,6 +121,22 @@ async fn kill_server(storm: Storm) -> Outcome {
     ))
 }
 
+async fn take_overs(times: usize) -> Outcome {
+    let (fetched, failed) = fetches::through_take_overs(times).await;
+    assert!(failed.is_empty(), "{} failed: {failed:?}", failed.len());
+    Outcome::Passed(format!("{fetched} fetches through {times} take-overs"))
+}
+
+async fn handshakes(storm: handshakes::Storm) -> Outcome {
+    let report = storm.rage().await;
+    let failed = report.failed;
+    assert!(failed.is_empty(), "{} failed: {failed:?}", failed.len());
+    Outcome::Passed(format!(
+        "{} handshakes through agent kill, {} take-overs, server restart and {:?} without a server",
+        report.handshakes, storm.take_overs, storm.outage
+    ))
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let mut tally = Tally::default();
@@ -129,6 +165,22 @@ async fn main() -> ExitCode {
             tally
                 .check("a full disk at start", full_disk::start())
                 .await;
+        }
+        Command::TakeOver { times } => {
+            tally.check("no fetch fails", take_overs(times)).await;
+        }
+        Command::Handshakes {
+            clients,
+            outage,
+            take_overs,
+        } => {
+            let storm = handshakes::Storm {
+                clients,
+                every: Duration::from_millis(50),
+                outage: Duration::from_secs(outage),
+                take_overs,
+            };
+            tally.check("no handshake fails", handshakes(storm)).await;
         }
         Command::PeerStorm { tries } => {
             tally

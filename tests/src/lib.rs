@@ -18,6 +18,8 @@ pub mod remote;
 pub mod sample;
 pub mod variants;
 
+pub mod fetches;
+pub mod handshakes;
 pub mod kill_storm;
 
 pub mod differential;
