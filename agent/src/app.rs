@@ -21,7 +21,7 @@ use vane_identity::id::SpiffeId;
 use vane_wire::status::Reason;
 
 use crate::api::Source;
-use crate::api::admin::{self, Shown};
+use crate::api::admin;
 use crate::cache::{self, Cache, CacheError, Reader};
 use crate::config::Config;
 use crate::counters::{Counters, PREFIX};
@@ -33,6 +33,7 @@ use crate::own_svid::Disk;
 use crate::renewal::{Renewal, RenewalError};
 use crate::takeover::{self, Start};
 use crate::tenure::Tenure;
+use crate::vitals::Vitals;
 use crate::workload::{Attestors, BUILTINS, Deps};
 
 /// So long tasks may take to end.
@@ -167,6 +168,7 @@ impl Parts {
         let counters = Counters::register(&metrics);
         let waits = vane_chassis::ready::Ready::new();
         let first_sync = waits.register("the first sync with the server");
+        let health = Health::new(waits);
         let (has_svid, own_svid) = watch::channel(false);
         let (bundle_sender, bundle) = watch::channel(None);
         let (held, is_held) = watch::channel(None);
@@ -205,15 +207,19 @@ impl Parts {
             bundle,
             tenure: self.tenure.clone(),
             held,
-            expiry: counters.own_expiry.clone(),
+            counters: counters.clone(),
         };
-        let shown = Shown {
+        let vitals = Arc::new(Vitals {
             clock: Arc::clone(&self.clock),
             started,
             own: is_held.clone(),
             reader: reader.clone(),
             counters: counters.clone(),
-        };
+            disk: Arc::clone(&self.disk),
+        });
+        vitals.register(&metrics);
+        let probed = Arc::clone(&vitals);
+        health.attach(move || probed.findings());
 
         let mut tasks = Tasks::with_token(stop.clone());
         tasks.spawn("clock", Arc::clone(&self.watched).run(stop.clone()));
@@ -230,9 +236,9 @@ impl Parts {
             ),
         );
         let desk = Desk {
-            services: admin::services(Arc::new(shown)).await?,
+            services: admin::services(vitals).await?,
             metrics,
-            health: Health::new(waits),
+            health,
         };
         front.open_desk(&mut tasks, desk).await?;
         if !front.warm(synced).await? {

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -74,7 +74,23 @@ pub struct Deps {
 pub struct Reader {
     snapshots: watch::Receiver<Arc<Snapshot>>,
     server: watch::Receiver<Option<Channel>>,
+    link: watch::Receiver<LinkState>,
     wanted: Arc<Wanted>,
+}
+
+/// How the way to the server is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LinkState {
+    /// The server is reached.
+    pub connected: bool,
+    /// When it said something last, in monotonic time.
+    pub heard: Option<Instant>,
+    /// Up to which revision it told everything.
+    pub revision: u64,
+    /// Why it is not reached.
+    pub error: Option<String>,
+    /// Milliseconds that the own clock is ahead of the server's, once they were compared.
+    pub skew_ms: Option<i64>,
 }
 
 /// Entries that somebody waits for.
@@ -106,6 +122,7 @@ pub struct Cache {
     backoff: Backoff,
     snapshots: watch::Sender<Arc<Snapshot>>,
     server: watch::Sender<Option<Channel>>,
+    link_state: watch::Sender<LinkState>,
     synced: watch::Sender<bool>,
     wanted: Arc<Wanted>,
     tasks: TaskSet,
@@ -163,6 +180,12 @@ impl Reader {
         self.server.clone()
     }
 
+    /// How the way to the server is now.
+    #[must_use]
+    pub fn sync(&self) -> LinkState {
+        self.link.borrow().clone()
+    }
+
     /// Says that somebody waits for the SVIDs of these entries.
     pub fn want(&self, entries: Vec<EntryId>) {
         self.wanted.lock().extend(entries);
@@ -183,12 +206,14 @@ impl Cache {
     pub fn new(deps: Deps, trust_domain: TrustDomain) -> (Self, Reader, watch::Receiver<bool>) {
         let empty = Snapshot::new(trust_domain.clone(), [], BTreeMap::new());
         let (snapshots, receiver) = watch::channel(Arc::new(empty));
+        let (link_state, link_seen) = watch::channel(LinkState::default());
         let (synced, is_synced) = watch::channel(false);
         let (server, current) = watch::channel(None);
         let wanted = Arc::<Wanted>::default();
         let reader = Reader {
             snapshots: receiver,
             server: current,
+            link: link_seen,
             wanted: Arc::clone(&wanted),
         };
         let has_own = *deps.own_svid.borrow();
@@ -203,6 +228,7 @@ impl Cache {
             link,
             snapshots,
             server,
+            link_state,
             synced,
             wanted,
             tasks: TaskSet::new("issue"),
@@ -275,6 +301,7 @@ impl Cache {
                     tracing::info!("the server pushes now");
                 }
                 tracing::debug!("the stream to the server is open");
+                self.heard();
             }
             Event::NoStreams => self.ask_server(),
             Event::Round(round) => self.take_round(round),
@@ -283,10 +310,22 @@ impl Cache {
                 self.deps.counters.sync_last.set(now);
                 let reaction = self.registry.apply(message.response);
                 self.react(reaction);
+                self.heard();
             }
             Event::Ended(end) => self.on_end(end)?,
         }
         Ok(())
+    }
+
+    /// The server said something.
+    fn heard(&self) {
+        let (heard, revision) = (self.deps.clock.monotonic(), self.registry.revision());
+        self.link_state.send_modify(|state| {
+            state.connected = true;
+            state.heard = Some(heard);
+            state.revision = revision;
+            state.error = None;
+        });
     }
 
     fn try_again(&mut self) {
@@ -311,6 +350,7 @@ impl Cache {
         self.link.pause(self.pause());
         let reaction = self.registry.take_round(round);
         self.react(reaction);
+        self.heard();
     }
 
     /// How long until the server is asked again: SPIRE's interval, +-10 %, and not longer than
@@ -364,6 +404,10 @@ impl Cache {
             delay_ms = delay.as_millis(),
             "the stream to the server ended"
         );
+        self.link_state.send_modify(|state| {
+            state.connected = false;
+            state.error = (!end.in_order).then(|| format!("{}: {}", end.code, end.message));
+        });
         self.link = Link::wait(delay);
         Ok(())
     }
@@ -422,6 +466,8 @@ impl Cache {
         let ms = i64::try_from(skew.as_millis()).unwrap_or(i64::MAX);
         let ahead = if own < server { -ms } else { ms };
         self.deps.counters.clock_skew.set(ahead);
+        self.link_state
+            .send_modify(|state| state.skew_ms = Some(ahead));
         let is_skewed = skew > SKEW;
         if is_skewed && !self.is_skewed {
             tracing::warn!(

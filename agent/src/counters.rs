@@ -2,11 +2,13 @@
 //!
 //! Labels come from enums; no ID is ever one.
 
+use std::time::Instant;
+
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use vane_chassis::metrics::Metrics;
+use vane_chassis::metrics::{Calls, Counted, Metrics, spire_name};
 
 /// The name before every metric.
 pub const PREFIX: &str = "vane_agent";
@@ -48,8 +50,43 @@ pub struct Counters {
     pub streams: Gauge,
     /// Messages that were sent on them.
     pub messages: Counter,
+    /// Calls of the Workload API, by [`WORKLOAD_API`].
+    pub calls: Calls,
+    /// What the agent did by itself, by [`Work`].
+    pub work: Calls,
     /// Streams that the agent ended, or did not open.
     pub refusals: Family<Labels, Counter>,
+}
+
+/// The methods of the Workload API in the order in which they are counted; others count behind
+/// the last.
+pub const WORKLOAD_API: [&str; 7] = [
+    "FetchX509SVID",
+    "FetchX509Bundles",
+    "FetchJWTSVID",
+    "FetchJWTBundles",
+    "ValidateJWTSVID",
+    "FetchWITSVID",
+    "FetchWITBundles",
+];
+
+/// What the agent does by itself and is counted as a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// It renewed its own SVID.
+    Renewal,
+    /// It had a batch of SVIDs made.
+    Batch,
+    /// It attested a process.
+    Attestation,
+}
+
+impl Work {
+    const ALL: [(&'static str, &'static str); 3] = [
+        ("own_svid_renewal", "agent_svid_rotate"),
+        ("svid_batch", "manager_sync_fetch_svids_updates"),
+        ("attestation", "workload_api_workload_attestation"),
+    ];
 }
 
 /// The labels of a refusal.
@@ -78,7 +115,24 @@ impl Counters {
     /// Counts that `metrics` shows.
     #[must_use]
     pub fn register(metrics: &Metrics) -> Self {
-        let own = Self::default();
+        let api = |method: &'static str| Counted {
+            method,
+            spire: Some(spire_name("workload_api", method)),
+        };
+        let unknown = Counted {
+            method: "unknown",
+            spire: None,
+        };
+        let api = WORKLOAD_API.into_iter().map(api).chain([unknown]);
+        let work = Work::ALL.map(|(method, spire)| Counted {
+            method,
+            spire: Some(spire.to_owned()),
+        });
+        let own = Self {
+            calls: Calls::register(metrics, "workload_api_rpc", api.collect()),
+            work: Calls::register(metrics, "work", work.into()),
+            ..Self::default()
+        };
         metrics.register(|registry| {
             let mut counter = |name: &str, help: &str, counter: &Counter| {
                 registry.register(name, help, counter.clone());
@@ -158,6 +212,13 @@ impl Counters {
             );
         });
         own
+    }
+
+    /// Counts work of the agent that began at `started` and ended at `now`, well or not.
+    pub fn worked(&self, work: Work, ok: bool, started: Instant, now: Instant) {
+        let code = if ok { 0 } else { 2 };
+        let elapsed = now.saturating_duration_since(started);
+        self.work.count(work as usize, code, elapsed);
     }
 
     /// Counts a stream that is ended, or not opened.

@@ -11,6 +11,7 @@ pub mod workload;
 
 pub mod config;
 pub mod counters;
+pub mod health;
 pub mod svid;
 
 pub mod bootstrap;
@@ -27,6 +28,8 @@ pub mod obtain;
 pub mod cache;
 pub mod jwt;
 pub mod renewal;
+
+pub mod vitals;
 
 #[cfg(test)]
 mod testing;

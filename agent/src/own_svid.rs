@@ -5,6 +5,7 @@
 //! key is written before the SVID; at start the key that fits the certificate is taken.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use base64::Engine as _;
@@ -18,6 +19,7 @@ use vane_identity::lifetime::{Jitter, Validity, from_unix, is_due, renewal, to_u
 use vane_identity::x509_svid::{Certificate, X509Error, X509Svid};
 use zeroize::{Zeroize as _, Zeroizing};
 
+use crate::health::DiskTrouble;
 use crate::pem;
 
 const KEYS: &str = "keys.json";
@@ -82,6 +84,7 @@ struct Data {
 pub struct Disk {
     dir: Dir,
     trust_domain: TrustDomain,
+    trouble: Mutex<Option<DiskTrouble>>,
 }
 
 /// What was on disk.
@@ -142,7 +145,28 @@ impl Disk {
     /// The files in `dir`.
     #[must_use]
     pub fn new(dir: Dir, trust_domain: TrustDomain) -> Self {
-        Self { dir, trust_domain }
+        Self {
+            dir,
+            trust_domain,
+            trouble: Mutex::new(None),
+        }
+    }
+
+    /// What could not be written last; none when all was.
+    #[must_use]
+    pub fn trouble(&self) -> Option<DiskTrouble> {
+        let trouble = self.trouble.lock();
+        trouble.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn write(&self, file: &'static str, text: &[u8]) -> Result<(), DiskError> {
+        let written = self.dir.write(file, 0o600, text);
+        let trouble = written.as_ref().err().map(|error| DiskTrouble {
+            text: error.to_string(),
+            full: error.is_full(),
+        });
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+        Ok(written?)
     }
 
     /// What is there.
@@ -219,7 +243,7 @@ impl Disk {
         let text =
             Zeroizing::new(serde_json::to_vec(&file).map_err(|error| malformed(KEYS, &error))?);
         file.keys.values_mut().for_each(|text| text.zeroize());
-        Ok(self.dir.write(KEYS, 0o600, &text)?)
+        self.write(KEYS, &text)
     }
 
     /// Keeps the SVID and the bundle; its key was kept before.
@@ -250,7 +274,7 @@ impl Disk {
                 .unwrap_or_default(),
         };
         let text = serde_json::to_vec(&data).map_err(|error| malformed(DATA, &error))?;
-        Ok(self.dir.write(DATA, 0o600, &text)?)
+        self.write(DATA, &text)
     }
 
     /// Removes SVID and keys: the server denied this agent for good.

@@ -122,6 +122,12 @@ impl Registry {
         }
     }
 
+    /// Up to which revision the server told everything.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
     /// Claims nothing at the next `hello`: the whole set comes again. What is held stays.
     pub fn forget_position(&mut self) {
         self.epoch.clear();

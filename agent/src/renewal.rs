@@ -8,7 +8,6 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use vane_chassis::backoff::{Backoff, Policy};
@@ -20,6 +19,7 @@ use vane_identity::key::{KeyType, PrivateKey};
 use vane_identity::lifetime::{Jitter, MIN_RENEW_INTERVAL, to_unix};
 use vane_wire::status::Reason;
 
+use crate::counters::{Counters, Work};
 use crate::node::{self, NodeError};
 use crate::obtain::{Anew, Obtain, ObtainError, Persistence};
 use crate::own_svid::{Disk, DiskError, OwnSvid};
@@ -55,8 +55,8 @@ pub struct Renewal {
     pub tenure: Tenure,
     /// What it holds, for those who show it or hand it on.
     pub held: watch::Sender<Option<Arc<OwnSvid>>>,
-    /// Shows when the SVID ends, in Unix seconds.
-    pub expiry: Gauge,
+    /// Counts renewals, and shows when the SVID ends.
+    pub counters: Counters,
 }
 
 /// Why the agent cannot go on.
@@ -126,7 +126,7 @@ impl Renewal {
         let mut backoff = Backoff::new(self.backoff, fastrand::Rng::new());
         let mut jumps = self.clock.jumps();
         let mut due = self.due(&held);
-        self.expiry.set(to_unix(held.not_after));
+        self.counters.own_expiry.set(to_unix(held.not_after));
         self.anew.set_possible(held.reattestable);
         loop {
             tokio::select! {
@@ -157,10 +157,14 @@ impl Renewal {
             let Some(_turn) = turn else {
                 return Ok(End::Stopped);
             };
-            match self.renew(&held).await {
+            let started = self.clock.monotonic();
+            let renewed = self.renew(&held).await;
+            let (ok, ended) = (renewed.is_ok(), self.clock.monotonic());
+            self.counters.worked(Work::Renewal, ok, started, ended);
+            match renewed {
                 Ok(renewed) => {
                     held = renewed;
-                    self.expiry.set(to_unix(held.not_after));
+                    self.counters.own_expiry.set(to_unix(held.not_after));
                     due = self.due_of_new(&held, &mut backoff);
                 }
                 Err(NodeError::Denied {

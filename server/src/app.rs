@@ -170,7 +170,8 @@ pub(crate) async fn run_in(
         max_staleness: server.max_staleness,
     });
     vitals.register(&metrics);
-    health.attach(move || vitals.findings());
+    let probed = Arc::clone(&vitals);
+    health.attach(move || probed.findings());
     let attestors = attestors(&config, &state).await?;
     let parts = Parts::new(PartsDeps {
         attestors,
@@ -182,6 +183,7 @@ pub(crate) async fn run_in(
         authority: Arc::clone(&authority),
         log,
         own_svid: own_svid.chain(),
+        vitals,
         log_level: telemetry::running(),
         metrics,
     });

@@ -206,6 +206,7 @@ pub const METHODS: &[(&str, Allowed)] = &[
         "/spire.api.server.trustdomain.v1.TrustDomain/RefreshBundle",
         OPERATOR,
     ),
+    ("/vane.status.v1.Status/GetStatus", LOCAL),
     ("/vane.sync.v1.Sync/Watch", AGENT),
 ];
 
@@ -420,7 +421,7 @@ mod tests {
         let mut seen = 0;
         for service in vane_wire::descriptor_pool().services() {
             let name = service.full_name().to_owned();
-            if !(name.starts_with("spire.api.server.") || name.starts_with("vane.sync.")) {
+            if !(name.starts_with("spire.api.server.") || name.starts_with("vane.")) {
                 assert!(
                     !is_service(&name) || name.starts_with("grpc.health."),
                     "{name}"

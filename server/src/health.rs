@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use vane_authority::log::{LogError, LogHealth};
-use vane_chassis::clock::Jump;
+use vane_chassis::clock::{Jump, SETTLE};
 use vane_chassis::health::{Fault, Finding, Harm};
 use vane_store::kv::KvError;
 
@@ -19,8 +19,6 @@ const LOG_HANGS: Duration = Duration::from_secs(60);
 /// An error of the log that is older was not tried again since: with nothing to do it cannot
 /// be known to be over, and work is what would try it.
 const LOG_RETRIED: Duration = Duration::from_secs(30);
-/// So long after a jump of the clock others are the better servers.
-const SETTLES: Duration = Duration::from_secs(60);
 /// An authority that ends so soon without a successor is told.
 const ENDS_SOON: Duration = Duration::from_secs(5 * 60);
 
@@ -145,7 +143,7 @@ fn clock(jump: Jump, ago: Duration) -> Finding {
         ago.as_secs()
     );
     let next = "check that it is right now (chronyc tracking); nobody is denied as expired for ten minutes";
-    let harm = match ago < SETTLES {
+    let harm = match ago < SETTLE {
         true => Harm::Unready,
         false => Harm::Degraded,
     };

@@ -197,6 +197,7 @@ mod tests {
     struct World {
         authority: Arc<Authority>,
         clock: Arc<Manual>,
+        watched: Arc<Watched>,
         chain: watch::Receiver<Arc<[Certificate]>>,
         tasks: Tasks,
         identity: Arc<Identity>,
@@ -230,12 +231,13 @@ mod tests {
             let own = own.await.unwrap();
             let (chain, identity) = (own.chain(), own.identity());
             let mut tasks = Tasks::new();
-            tasks.spawn("clock", watched.run(tasks.token()));
+            tasks.spawn("clock", Arc::clone(&watched).run(tasks.token()));
             tasks.spawn("authorities", Arc::clone(&authority).run(tasks.token()));
             tasks.spawn("own SVID", own.run(tasks.token()));
             Self {
                 authority,
                 clock: manual,
+                watched: Arc::clone(&watched),
                 chain,
                 tasks,
                 identity,
@@ -285,6 +287,8 @@ mod tests {
             world.chain.mark_unchanged();
             let now = world.clock.now();
             world.clock.set(if forward { now + by } else { now - by });
+            world.watched.now();
+            world.clock.advance(vane_chassis::clock::SETTLE);
             let now = world.clock.now();
             let valid = async {
                 loop {

@@ -22,6 +22,7 @@ mod codec;
 mod end;
 
 mod connection;
+mod counted;
 
 mod updates;
 
@@ -34,6 +35,7 @@ pub(crate) mod admin;
 pub(crate) use connection::{Connection, Connector, admit};
 pub(crate) use updates::Source;
 
+use counted::Counted;
 use workload::WorkloadApi;
 
 /// The most streams of one connection (DESIGN "Agent").
@@ -62,7 +64,12 @@ pub(crate) async fn serve(
         "SpiffeWorkloadAPI",
         "envoy.service.secret.v3.SecretDiscoveryService",
     ];
-    let routes = Routes::new(WorkloadApi::new(source))
+    let workload_api = Counted {
+        calls: source.counters.calls.clone(),
+        clock: Arc::clone(&source.clock),
+        inner: WorkloadApi::new(source),
+    };
+    let routes = Routes::new(workload_api)
         .add_service(SecretDiscoveryServiceServer::new(Sds))
         .add_service(health().await);
     serve_routes(listener, with_reflection(routes, &names)?, stop).await

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
 
-pub use watched::{DOUBT, Jumped, Jumps, LOOK, Watched};
+pub use watched::{DOUBT, Jumped, Jumps, LOOK, SETTLE, Watched};
 
 /// The longest sleep between two looks at the wall clock.
 pub const MAX_NAP: Duration = Duration::from_secs(15);
@@ -160,41 +160,6 @@ pub enum Jump {
     Backward(Duration),
 }
 
-/// Compares wall with monotonic time from one look to the next.
-///
-/// Whoever keeps schedules feeds it at each look and runs them all again when
-/// it reports a [`Jump`].
-#[derive(Clone, Debug, Default)]
-pub struct JumpDetector {
-    last: Option<(SystemTime, Instant)>,
-}
-
-impl JumpDetector {
-    /// A detector that has seen nothing yet.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Takes a look at `clock`; see [`feed`](Self::feed).
-    pub fn look(&mut self, clock: &dyn Clock) -> Option<Jump> {
-        self.feed(clock.now(), clock.monotonic())
-    }
-
-    /// Takes one pair of readings; says whether the wall clock moved by more
-    /// than [`JUMP`] against monotonic time since the pair before.
-    pub fn feed(&mut self, wall: SystemTime, monotonic: Instant) -> Option<Jump> {
-        let (last_wall, last_monotonic) = self.last.replace((wall, monotonic))?;
-        let expected = last_wall + monotonic.saturating_duration_since(last_monotonic);
-        let jump = match wall.duration_since(expected) {
-            Ok(ahead) if ahead > JUMP => Jump::Forward(ahead),
-            Err(behind) if behind.duration() > JUMP => Jump::Backward(behind.duration()),
-            _ => return None,
-        };
-        Some(jump)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -251,21 +216,5 @@ mod tests {
         tokio::time::timeout(secs(10), async { tokio::join!(sleeper, mover) })
             .await
             .expect("woken by the clock and not by a timer");
-    }
-
-    #[test]
-    fn time_that_passes_is_no_jump_and_a_moved_wall_clock_is() {
-        let clock = Manual::new(T0 + secs(1_000_000));
-        let mut jumps = JumpDetector::new();
-        assert_eq!(jumps.look(&clock), None);
-        clock.advance(secs(86_400));
-        assert_eq!(jumps.look(&clock), None);
-        clock.set(clock.now() + secs(2));
-        assert_eq!(jumps.look(&clock), None, "two seconds are drift");
-        clock.set(clock.now() + secs(60));
-        assert_eq!(jumps.look(&clock), Some(Jump::Forward(secs(60))));
-        assert_eq!(jumps.look(&clock), None, "a jump is told once");
-        clock.set(clock.now() - secs(3));
-        assert_eq!(jumps.look(&clock), Some(Jump::Backward(secs(3))));
     }
 }

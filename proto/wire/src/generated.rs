@@ -101,6 +101,11 @@ pub mod vane {
             tonic::include_proto!("vane.sync.v1");
         }
     }
+    pub mod status {
+        pub mod v1 {
+            tonic::include_proto!("vane.status.v1");
+        }
+    }
     pub mod store {
         pub mod v1 {
             tonic::include_proto!("vane.store.v1");

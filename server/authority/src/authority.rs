@@ -152,9 +152,17 @@ impl Authority {
         self: Arc<Self>,
         stop: CancellationToken,
     ) -> std::result::Result<(), std::convert::Infallible> {
-        let mut jumps = self.deps.clock.jumps();
+        let clock = &*self.deps.clock;
+        let mut jumps = clock.jumps();
         loop {
-            let due = self.catch_up().await.unwrap_or_else(|error| {
+            // A rotation by a clock that is set right again would lock out the agents that
+            // were cut off meanwhile, so it waits until the clock is likely to stay.
+            let unsettled = jumps.settles_in(clock.monotonic());
+            let due = match unsettled.is_zero() {
+                false => Ok(Some(clock.now() + unsettled)),
+                true => self.catch_up().await,
+            };
+            let due = due.unwrap_or_else(|error| {
                 tracing::error!(%error, "cannot rotate an authority; trying again");
                 None
             });

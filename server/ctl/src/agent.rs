@@ -7,12 +7,15 @@ use vane_wire::spire::api::server::agent::v1 as wire;
 use vane_wire::spire::api::server::agent::v1::agent_client::AgentClient;
 use vane_wire::spire::api::types;
 
-use crate::api::{Server, answer, client, request, wire_id};
+use crate::api::{self, Server, answer, client, request, wire_id};
 use crate::failure::{self, Failure};
 use crate::flags::{self, Match};
-use crate::output;
+use crate::output::{self, Format};
+use crate::status;
 
 const PAGE: i32 = 1000;
+/// Where `vane-agent` puts its admin socket when nothing is said.
+const DEFAULT_AGENT_SOCKET: &str = "/run/vane/agent-admin.sock";
 
 /// The attested nodes.
 #[derive(Debug, Subcommand)]
@@ -40,6 +43,23 @@ pub(crate) enum Agent {
         after_help = "Examples:\n  vane agent evict --spiffe-id spiffe://example.org/spire/agent/join_token/…"
     )]
     Evict(One),
+    /// How the agent of this node fares: faults with the way out, clock, link to the server,
+    /// rotations, counts.
+    #[command(
+        after_help = "Examples:\n  vane agent status\n  vane agent status -o json --socket-path /run/vane/agent-admin.sock"
+    )]
+    Status(Local),
+}
+
+/// The agent of this node.
+#[derive(Debug, Args)]
+pub(crate) struct Local {
+    /// The agent's admin socket.
+    #[arg(long, value_name = "PATH", env = "VANE_AGENT_SOCKET", default_value = DEFAULT_AGENT_SOCKET)]
+    socket_path: String,
+    /// How the answer is printed.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Format,
 }
 
 #[derive(Debug, Args)]
@@ -84,6 +104,14 @@ impl Agent {
             Self::Show(one) => one.show().await,
             Self::Ban(one) => one.ban().await,
             Self::Evict(one) => one.evict().await,
+            Self::Status(Local {
+                socket_path,
+                output,
+            }) => {
+                let path = api::socket_path(&socket_path)?;
+                let channel = api::connect("agent", &path, "--socket-path").await?;
+                status::show(channel, output).await
+            }
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::entry::Entry;
 use crate::failure::Failure;
 use crate::health::Health;
 use crate::jwt::Jwt;
+use crate::server::Server;
 use crate::svid::Svid;
 use crate::token::Token;
 
@@ -43,6 +44,8 @@ enum Command {
     Svid(Svid),
     #[command(subcommand)]
     Jwt(Jwt),
+    #[command(subcommand)]
+    Server(Server),
     Health(Health),
     Dev(Dev),
     Completion(Completion),
@@ -82,6 +85,7 @@ fn run(command: Command) -> Result<(), Failure> {
             Command::Bundle(bundle) => bundle.run().await,
             Command::Svid(svid) => svid.run().await,
             Command::Jwt(jwt) => jwt.run().await,
+            Command::Server(server) => server.run().await,
             Command::Health(health) => health.run().await,
             Command::Completion(completion) => completion.run::<Cli>(),
             Command::Dev(dev) => dev.run().await,

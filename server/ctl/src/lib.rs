@@ -13,11 +13,13 @@ mod output;
 mod api;
 
 mod agent_socket;
+mod status;
 
 mod agent;
 mod completion;
 mod entry;
 mod jwt;
+mod server;
 mod svid;
 mod token;
 

@@ -21,6 +21,7 @@ mod bundle;
 mod debug;
 mod entry;
 mod logger;
+mod status;
 mod svid;
 mod sync;
 

@@ -35,6 +35,7 @@ use crate::caller::{AgentIdentity, Caller};
 use crate::push::Push;
 use crate::rate_limit::Limits;
 use crate::state::State;
+use crate::vitals::Vitals;
 
 /// How long an acknowledgement waits for hot state to show what was stored. The store has it
 /// in any case.
@@ -63,6 +64,8 @@ pub struct PartsDeps {
     pub own_svid: watch::Receiver<Arc<[Certificate]>>,
     /// The level of the process's log.
     pub log_level: Level,
+    /// What the server shows of itself.
+    pub vitals: Arc<Vitals>,
     /// Where the counters go.
     pub metrics: Metrics,
 }
@@ -98,6 +101,7 @@ pub struct Parts {
     pub(super) own_svid: watch::Receiver<Arc<[Certificate]>>,
     pub(super) log_level: Level,
     pub(super) started: Instant,
+    pub(super) vitals: Arc<Vitals>,
     pub(super) recent: Recent,
     pub(super) calls: Calls,
     pub(super) attestations: Counter,
@@ -161,6 +165,7 @@ impl Parts {
             roles,
             own_svid: deps.own_svid,
             log_level: deps.log_level,
+            vitals: deps.vitals,
             recent: Recent::default(),
             calls: Calls::register(&deps.metrics),
             attestations: attestations(&deps.metrics),

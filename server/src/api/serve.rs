@@ -18,6 +18,7 @@ use vane_wire::spire::api::server::debug::v1::debug_server::DebugServer;
 use vane_wire::spire::api::server::entry::v1::entry_server::EntryServer;
 use vane_wire::spire::api::server::logger::v1::logger_server::LoggerServer;
 use vane_wire::spire::api::server::svid::v1::svid_server::SvidServer;
+use vane_wire::vane::status::v1::status_server::StatusServer;
 
 use super::agent::AgentService;
 use super::bundle::BundleService;
@@ -26,6 +27,7 @@ use super::debug::DebugService;
 use super::entry::EntryService;
 use super::guard::GuardLayer;
 use super::logger::LoggerService;
+use super::status::StatusService;
 use super::svid::SvidService;
 use super::sync::SyncService;
 use super::{MAX_MESSAGE, Parts};
@@ -74,6 +76,7 @@ impl Services {
             .add_service(sized!(DebugServer, DebugService(Arc::clone(&parts))))
             .add_service(sized!(EntryServer, EntryService(Arc::clone(&parts))))
             .add_service(sized!(LoggerServer, LoggerService(Arc::clone(&parts))))
+            .add_service(sized!(StatusServer, StatusService(Arc::clone(&parts))))
             .add_service(sized!(SvidServer, SvidService(Arc::clone(&parts))))
             .add_service(SyncService::new(&parts))
             .add_service(health_service);

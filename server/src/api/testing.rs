@@ -31,6 +31,7 @@ use vane_identity::key::PublicKey;
 use vane_identity::x509_svid::{Certificate, Role, X509Svid, serial_decimal};
 use vane_store::kv::Kv;
 use vane_store::memory::MemoryKv;
+use vane_store::observed::Observed;
 use vane_store::tables::agents;
 use vane_wire::record::AgentRecord;
 use vane_wire::spire::api::server::agent::v1::agent_client::AgentClient;
@@ -47,6 +48,7 @@ use super::{Parts, PartsDeps, Services, Settings};
 use crate::caller::Transport;
 use crate::push::Push;
 use crate::state::State;
+use crate::vitals::{OwnTimes, Vitals};
 
 pub(super) const DEFAULT_TTL: Duration = Duration::from_secs(3_600);
 
@@ -122,8 +124,27 @@ impl World {
         let state = state.unwrap();
         let metrics = Metrics::new("vane_server", "test");
         let attestors = attestors(&state, sections).await;
+        let store = Observed::new(kv, Arc::clone(&clock));
+        let kv: Arc<dyn Kv> = Arc::<Observed>::clone(&store);
+        let times = OwnTimes {
+            not_after: clock.now() + DEFAULT_TTL,
+            due: clock.now() + DEFAULT_TTL / 2,
+        };
+        let vitals = Arc::new(Vitals {
+            clock: Arc::clone(&clock),
+            started: clock.monotonic(),
+            trust_domain: own(),
+            store,
+            store_dir: None,
+            state: Arc::clone(&state),
+            authority: Arc::clone(&authority),
+            log: Arc::clone(&log),
+            own_svid: watch::channel(times).1,
+            max_staleness: settings.max_staleness,
+        });
         let parts = Parts::new(PartsDeps {
             attestors,
+            vitals,
             settings,
             clock,
             kv,

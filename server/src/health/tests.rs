@@ -175,14 +175,14 @@ fn each_fault_has_its_verdict() {
         ),
         (
             "clock back",
-            with(&|s| s.jump = Some((Jump::Backward(secs(86_400)), secs(59)))),
+            with(&|s| s.jump = Some((Jump::Backward(secs(86_400)), secs(119)))),
             Some(ClockJump),
             true,
             false,
         ),
         (
             "clock settled",
-            with(&|s| s.jump = Some((Jump::Backward(secs(86_400)), secs(61)))),
+            with(&|s| s.jump = Some((Jump::Backward(secs(86_400)), secs(120)))),
             Some(ClockJump),
             true,
             true,

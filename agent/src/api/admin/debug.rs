@@ -9,10 +9,10 @@ use vane_identity::x509_svid::Certificate;
 use vane_wire::spire::agent::debug::v1::debug_server::Debug;
 use vane_wire::spire::agent::debug::v1::{GetInfoRequest, GetInfoResponse, get_info_response};
 
-use super::Shown;
+use crate::vitals::Vitals;
 
 /// The service.
-pub(super) struct DebugService(pub(super) Arc<Shown>);
+pub(super) struct DebugService(pub(super) Arc<Vitals>);
 
 #[tonic::async_trait]
 impl Debug for DebugService {

@@ -7,33 +7,17 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
-use vane_chassis::clock::Clock;
 use vane_chassis::unix_listener::UnixListener;
 use vane_wire::spire::agent::debug::v1::debug_server::DebugServer;
+use vane_wire::vane::status::v1::status_server::StatusServer;
 
 use super::{Connector, ServeError, health, serve_routes, with_reflection};
-use crate::cache::Reader;
-use crate::counters::Counters;
-use crate::own_svid::OwnSvid;
+use crate::vitals::Vitals;
 
 mod debug;
-
-/// What the services of the admin socket show.
-pub(crate) struct Shown {
-    /// When now is.
-    pub(crate) clock: Arc<dyn Clock>,
-    /// When the agent started, on the monotonic clock.
-    pub(crate) started: std::time::Instant,
-    /// The agent's own SVID, when there is one.
-    pub(crate) own: watch::Receiver<Option<Arc<OwnSvid>>>,
-    /// What it serves.
-    pub(crate) reader: Reader,
-    /// What it counts.
-    pub(crate) counters: Counters,
-}
+mod status;
 
 /// The services of the socket.
 pub(crate) struct Services(Routes);
@@ -42,10 +26,11 @@ pub(crate) struct Services(Routes);
 ///
 /// # Errors
 /// [`ServeError::Reflection`].
-pub(crate) async fn services(shown: Arc<Shown>) -> Result<Services, ServeError> {
-    let names = ["spire.agent.debug.v1.Debug"];
-    let routes =
-        Routes::new(DebugServer::new(debug::DebugService(shown))).add_service(health().await);
+pub(crate) async fn services(vitals: Arc<Vitals>) -> Result<Services, ServeError> {
+    let names = ["spire.agent.debug.v1.Debug", "vane.status.v1.Status"];
+    let routes = Routes::new(DebugServer::new(debug::DebugService(Arc::clone(&vitals))))
+        .add_service(StatusServer::new(status::StatusService(vitals)))
+        .add_service(health().await);
     Ok(Services(with_reflection(routes, &names)?))
 }
 

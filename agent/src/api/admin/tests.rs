@@ -1,17 +1,23 @@
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
-use vane_chassis::clock::System;
+use vane_chassis::clock::{Clock, System};
+use vane_chassis::files::private_dir;
 use vane_chassis::unix_listener::Socket;
 use vane_identity::key::{KeyType, PrivateKey};
 use vane_wire::spire::agent::debug::v1::GetInfoRequest;
 use vane_wire::spire::agent::debug::v1::debug_client::DebugClient;
+use vane_wire::vane::status::v1::GetStatusRequest;
+use vane_wire::vane::status::v1::status_client::StatusClient;
 
 use super::*;
 use crate::api::admit;
+use crate::counters::Counters;
 use crate::issue::csr;
 use crate::limits::{Bounds, Limits};
+use crate::own_svid::{Disk, OwnSvid};
 use crate::peer::PeerPidfd;
 use crate::testing::{Fake, connect, entry, own, soon};
 
@@ -30,18 +36,23 @@ async fn the_debug_service_tells_what_the_agent_is_and_holds() {
 
     let clock: Arc<dyn Clock> = Arc::new(System);
     let (key, _) = PrivateKey::generate(KeyType::EcP256).unwrap();
-    let id = own().with_path("/spire/agent/x").unwrap();
+    let trust_domain = own();
+    let id = trust_domain.with_path("/spire/agent/x").unwrap();
     let leaf = fake.sign(&csr(&id, &key).unwrap());
     let own = OwnSvid::new(vec![leaf], key, false, clock.now()).unwrap();
     let (_held, own) = watch::channel(Some(Arc::new(own)));
     let counters = Counters::default();
     counters.sync_last.set(7);
-    let shown = Shown {
+    let shown = Vitals {
         started: clock.monotonic() - Duration::from_secs(7),
         clock,
         own,
         reader: running.reader.clone(),
         counters,
+        disk: Arc::new(Disk::new(
+            private_dir(&fake.dir.path().join("data")).unwrap(),
+            trust_domain,
+        )),
     };
     let folder = tempfile::tempdir().unwrap();
     let socket = Socket {
@@ -65,6 +76,17 @@ async fn the_debug_service_tells_what_the_agent_is_and_holds() {
     assert_eq!(ids[0].as_ref().unwrap().path, "/spire/agent/x");
     assert_eq!(info.svid_chain.len(), 2, "with its root: {info:?}");
     assert!(info.uptime >= 7 && info.last_sync_success == 7, "{info:?}");
+    let mut status = StatusClient::new(channel.clone());
+    let answer = soon(status.get_status(GetStatusRequest {})).await.unwrap();
+    let status = answer.into_inner();
+    assert!(status.ready && status.live, "{status:?}");
+    assert_eq!(
+        status.counts["entries"], 0,
+        "counted by another cache: {status:?}"
+    );
+    assert!(status.sync.as_ref().unwrap().connected, "{status:?}");
+    assert_eq!(status.rotations[0].kind, "own_svid");
+    assert_eq!(status.spiffe_id, "spiffe://example.org/spire/agent/x");
     let check = HealthCheckRequest::default();
     let mut health = HealthClient::new(channel);
     let health = soon(health.check(check)).await.unwrap();

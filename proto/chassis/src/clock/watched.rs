@@ -4,15 +4,18 @@
 //! instant holds the [`Jumps`] of its clock beside [`sleep_until`](super::sleep_until) and
 //! decides anew from `now` when one comes. A suspended machine is a jump forward, since
 //! monotonic time stands still meanwhile. What is to be done about a jump is not decided here.
+//!
+//! Invariant: no reading of the wall clock is given out before the jump that led to it is told.
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Clock, Jump, JumpDetector, nap};
+use super::{Clock, JUMP, Jump, nap};
 
 /// The time between two looks: well below [`MAX_NAP`](super::MAX_NAP), so that a clock that
 /// was set is known before a timer of the old one ends.
@@ -20,6 +23,13 @@ pub const LOOK: Duration = Duration::from_secs(5);
 
 /// So long after a jump the wall clock is not believed alone: nobody is denied for good by it.
 pub const DOUBT: Duration = Duration::from_secs(10 * 60);
+
+/// Between two readings that belong together no more may pass; a thread may be stopped there.
+const TOGETHER: Duration = Duration::from_millis(50);
+
+/// So long after a jump nothing is done that cannot be taken back: a clock that was set wrong
+/// by mistake is set right within minutes.
+pub const SETTLE: Duration = Duration::from_secs(2 * 60);
 
 /// A jump, and when it was noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,19 +51,21 @@ struct Seen {
 #[derive(Debug)]
 pub struct Watched {
     clock: Arc<dyn Clock>,
-    first: JumpDetector,
+    start: (SystemTime, Instant),
+    /// How far the wall clock ran ahead of monotonic time since the start, in microseconds.
+    ahead: AtomicI64,
     seen: watch::Sender<Seen>,
 }
 
 impl Watched {
-    /// Watches `clock` once [`Watched::run`] runs; what happens before is noticed then.
+    /// Watches `clock`: at each reading of it, and every [`LOOK`] while [`Watched::run`] runs.
     #[must_use]
     pub fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
-        let mut first = JumpDetector::new();
-        first.look(&*clock);
+        let start = (clock.now(), clock.monotonic());
         Arc::new(Self {
             clock,
-            first,
+            start,
+            ahead: AtomicI64::new(0),
             seen: watch::Sender::default(),
         })
     }
@@ -63,15 +75,51 @@ impl Watched {
     /// # Errors
     /// None.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) -> Result<(), Infallible> {
-        let mut detector = self.first.clone();
         let mut moved = self.clock.moved();
         loop {
-            if let Some(jump) = detector.look(&*self.clock) {
-                self.tell(jump);
-            }
+            let (_, ahead) = self.look();
+            // What is less than a jump is drift, and followed.
+            self.ahead.store(ahead, Ordering::Release);
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 () = nap(LOOK, moved.as_mut()) => {}
+            }
+        }
+    }
+
+    /// The wall clock, and how far it is ahead; a jump is told first.
+    fn look(&self) -> (SystemTime, i64) {
+        let (wall, monotonic) = self.readings();
+        let (start_wall, start_monotonic) = self.start;
+        let passed = micros(monotonic.saturating_duration_since(start_monotonic));
+        let ahead = match wall.duration_since(start_wall) {
+            Ok(since) => micros(since).saturating_sub(passed),
+            Err(before) => passed
+                .saturating_add(micros(before.duration()))
+                .saturating_neg(),
+        };
+        let known = self.ahead.load(Ordering::Acquire);
+        if let Some(jump) = jump(ahead.saturating_sub(known)) {
+            let first = self
+                .ahead
+                .compare_exchange(known, ahead, Ordering::AcqRel, Ordering::Acquire)
+                .is_ok();
+            // Who comes second finds it told, or is about to.
+            if first {
+                self.tell(jump);
+            }
+        }
+        (wall, ahead)
+    }
+
+    /// Both clocks at one moment.
+    fn readings(&self) -> (SystemTime, Instant) {
+        loop {
+            let before = self.clock.monotonic();
+            let wall = self.clock.now();
+            let after = self.clock.monotonic();
+            if after.saturating_duration_since(before) < TOGETHER {
+                return (wall, before);
             }
         }
     }
@@ -99,9 +147,25 @@ impl Watched {
     }
 }
 
+/// The jump that a difference of so many microseconds is; none when it is drift.
+fn jump(difference: i64) -> Option<Jump> {
+    let distance = Duration::from_micros(difference.unsigned_abs());
+    if distance <= JUMP {
+        return None;
+    }
+    Some(match difference > 0 {
+        true => Jump::Forward(distance),
+        false => Jump::Backward(distance),
+    })
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
 impl Clock for Watched {
     fn now(&self) -> SystemTime {
-        self.clock.now()
+        self.look().0
     }
 
     fn monotonic(&self) -> Instant {
@@ -151,6 +215,15 @@ impl Jumps {
         self.0.as_ref().and_then(|seen| seen.borrow().last)
     }
 
+    /// How long it is from `now` until [`SETTLE`] has passed since the last jump; zero when it
+    /// has.
+    #[must_use]
+    pub fn settles_in(&self, now: Instant) -> Duration {
+        self.last().map_or(Duration::ZERO, |last| {
+            SETTLE.saturating_sub(now.saturating_duration_since(last.noticed))
+        })
+    }
+
     /// Whether the last jump is less than [`DOUBT`] ago at `now`.
     #[must_use]
     pub fn in_doubt(&self, now: Instant) -> bool {
@@ -198,6 +271,29 @@ mod tests {
         tasks.join(secs(5)).await.unwrap();
         let quiet = tokio::time::timeout(Duration::ZERO, jumps.next());
         assert!(quiet.await.is_err(), "time that passes is no jump");
+    }
+
+    #[test]
+    fn time_that_passes_is_no_jump_and_a_moved_wall_clock_is() {
+        let clock = Arc::new(Manual::starting_now());
+        let watched = Watched::new(Arc::<Manual>::clone(&clock));
+        let jumps = watched.jumps();
+        clock.advance(secs(86_400));
+        clock.set(clock.now() + secs(2));
+        watched.now();
+        assert_eq!(jumps.count(), 0, "two seconds are drift");
+        clock.set(clock.now() + secs(60));
+        assert_eq!(watched.now(), clock.now());
+        let last = |jumps: &Jumps| jumps.last().map(|last| last.jump);
+        assert_eq!(last(&jumps), Some(Jump::Forward(secs(62))));
+        watched.now();
+        assert_eq!(jumps.count(), 1, "a jump is told once");
+        clock.set(clock.now() - secs(3));
+        watched.now();
+        assert_eq!(last(&jumps), Some(Jump::Backward(secs(3))));
+        assert_eq!(jumps.settles_in(clock.monotonic()), SETTLE);
+        clock.advance(SETTLE);
+        assert_eq!(jumps.settles_in(clock.monotonic()), Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]

@@ -46,8 +46,8 @@ pub struct Counted {
     pub spire: Option<String>,
 }
 
-/// The counts. Clones share them.
-#[derive(Clone, Debug)]
+/// The counts. Clones share them; the default counts nothing.
+#[derive(Clone, Debug, Default)]
 pub struct Calls(Arc<Vec<Row>>);
 
 #[derive(Debug)]
