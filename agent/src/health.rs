@@ -10,7 +10,7 @@ use vane_chassis::clock::Jump;
 use vane_chassis::health::{Fault, Finding, Harm};
 
 /// A stream that is being opened again for less is no news.
-const RECONNECTS: Duration = Duration::from_secs(30);
+const RECONNECTS: Duration = Duration::from_secs(10);
 /// What is held may be old when the server said nothing for so long.
 const STALE: Duration = Duration::from_secs(60);
 /// The difference of clocks from which SVIDs may seem over or not yet valid.
@@ -181,8 +181,8 @@ mod tests {
                 &[CaExpired],
                 false,
             ),
-            ("reconnecting", cut_off(29), &[], true),
-            ("no upstream", cut_off(30), &[NoUpstream], true),
+            ("reconnecting", cut_off(9), &[], true),
+            ("no upstream", cut_off(10), &[NoUpstream], true),
             (
                 "no upstream for long",
                 cut_off(60),

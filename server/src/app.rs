@@ -38,8 +38,11 @@ use vane_store::observed::Observed;
 use vane_store::sled_kv::{SledConfig, SledKv};
 
 use crate::api::{self, Admitted, Connection, Parts, PartsDeps, Places, Services, Settings};
+use crate::audit::ledger::Ledger;
+use crate::audit::refusals::Refusals;
 use crate::config::{COMPAT_SOCKET, Config, Engine, JOIN_TOKEN};
 use crate::own_svid::OwnSvid;
+use crate::prune::Prune;
 use crate::push::Push;
 use crate::state::State;
 use crate::vitals::Vitals;
@@ -141,11 +144,14 @@ pub(crate) async fn run_in(
         kv: Arc::clone(&kv),
         keys,
         log: Arc::clone(&log),
-        server_id,
+        server_id: server_id.clone(),
     };
     let authority = Authority::open(&profile(&config), deps)
         .await
         .context("cannot open the signing authorities")?;
+    let (ledger, settler) = Ledger::new(Arc::clone(&kv), Arc::clone(&log), &server_id);
+    catch_up(&ledger, &config).await?;
+    let (refusals, refused) = Refusals::new(Arc::clone(&log), Arc::clone(&clock));
     let state = State::load(Arc::clone(&kv), Arc::clone(&clock), trust_domain.clone()).await?;
     let push = Push::new(Arc::clone(&state), &metrics);
     let own_svid = OwnSvid::open(Arc::clone(&authority), Arc::clone(&clock), trust_domain).await?;
@@ -173,6 +179,13 @@ pub(crate) async fn run_in(
     let probed = Arc::clone(&vitals);
     health.attach(move || probed.findings());
     let attestors = attestors(&config, &state).await?;
+    let prune = Prune {
+        clock: Arc::clone(&clock),
+        state: Arc::clone(&state),
+        kv: Arc::clone(&kv),
+        ledger: ledger.clone(),
+        pruned: Prune::counter(&metrics),
+    };
     let parts = Parts::new(PartsDeps {
         attestors,
         settings: settings(&config),
@@ -184,6 +197,8 @@ pub(crate) async fn run_in(
         log,
         own_svid: own_svid.chain(),
         vitals,
+        ledger: ledger.clone(),
+        refusals,
         log_level: telemetry::running(),
         metrics,
     });
@@ -208,6 +223,9 @@ pub(crate) async fn run_in(
     );
     ground.spawn("authorities", authority.run(below.clone()));
     ground.spawn("own SVID", own_svid.run(below.clone()));
+    ground.spawn("logged changes", settler.run(below.clone()));
+    ground.spawn("refusals", refused.run(below.clone()));
+    ground.spawn("expired entries", prune.run(below.clone()));
     ground.spawn(
         "bundle",
         follow_bundle(state, roots, trust_domain.clone(), below.clone()),
@@ -353,6 +371,19 @@ fn open_log(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Arc<Log>>
         );
     }
     Ok(Arc::new(log))
+}
+
+/// Brings into the log what was stored and not logged when the server ended.
+async fn catch_up(ledger: &Ledger, config: &Config) -> anyhow::Result<()> {
+    let file = config.server.data_dir.join(vane_authority::log::FILE);
+    let late = ledger.catch_up(&file).await?;
+    if late > 0 {
+        tracing::warn!(
+            changes = late,
+            "the server had ended between storing and logging: the log is caught up"
+        );
+    }
+    Ok(())
 }
 
 fn profile(config: &Config) -> ProfileConfig {

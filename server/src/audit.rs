@@ -4,6 +4,11 @@
 //! durable in the log before the caller hears of it (DESIGN "Issuing order": store, then log,
 //! then acknowledgement). It names no token and no key.
 
+pub mod ledger;
+pub mod refusals;
+
+use std::fmt::Display;
+
 use serde_json::{Value, json};
 use vane_authority::log::Leaf;
 use vane_chassis::telemetry::LogLevel;
@@ -29,6 +34,8 @@ pub enum Change<'a> {
         /// Seconds since the Unix epoch at which it ends.
         expires_at: i64,
     },
+    /// An entry expired and its row is gone: this one.
+    EntryPruned(&'a Entry),
     /// An agent may no longer attest, renew or call.
     AgentBanned(&'a SpiffeId),
     /// An agent was evicted.
@@ -57,6 +64,7 @@ impl Change<'_> {
             Self::EntryCreated(_) => "Entry/BatchCreateEntry",
             Self::EntryUpdated(_) => "Entry/BatchUpdateEntry",
             Self::EntryDeleted(_) => "Entry/BatchDeleteEntry",
+            Self::EntryPruned(_) => "Entry/Prune",
             Self::TokenCreated { .. } => "Agent/CreateJoinToken",
             Self::AgentBanned(_) => "Agent/BanAgent",
             Self::AgentDeleted(_) => "Agent/DeleteAgent",
@@ -73,7 +81,7 @@ impl Change<'_> {
     fn detail(&self) -> Value {
         match self {
             Self::EntryCreated(entry) | Self::EntryUpdated(entry) => whole(entry),
-            Self::EntryDeleted(entry) => json!({
+            Self::EntryDeleted(entry) | Self::EntryPruned(entry) => json!({
                 "entry_id": entry.id.as_str(),
                 "spiffe_id": entry.spiffe_id,
                 "revision_number": entry.revision_number,
@@ -95,7 +103,7 @@ impl Change<'_> {
 
     /// The event, made by `caller`.
     #[must_use]
-    pub fn leaf(&self, caller: &Caller) -> Leaf {
+    pub fn leaf(&self, caller: &impl Display) -> Leaf {
         Leaf::Admin {
             caller: caller.to_string(),
             action: self.action().to_owned(),

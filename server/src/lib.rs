@@ -16,6 +16,7 @@ pub mod rate_limit;
 pub mod audit;
 pub mod health;
 
+pub mod prune;
 pub mod vitals;
 
 pub mod api;

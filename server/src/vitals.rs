@@ -14,6 +14,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, NoLabelS
 use prometheus_client::metrics::MetricType;
 use tokio::sync::watch;
 use vane_authority::authority::Authority;
+use vane_authority::kind::Kind;
 use vane_authority::log::Log;
 use vane_chassis::clock::Clock;
 use vane_chassis::health::{Finding, Report};
@@ -21,7 +22,7 @@ use vane_chassis::metrics::Metrics;
 use vane_identity::id::TrustDomain;
 use vane_identity::lifetime::{from_unix, to_unix};
 use vane_store::observed::Observed;
-use vane_wire::record::{AuthorityKind, AuthorityRecord, AuthorityState};
+use vane_wire::record::{AuthorityRecord, AuthorityState};
 
 use crate::health::{self, Snapshot};
 use crate::state::State;
@@ -121,13 +122,17 @@ impl Vitals {
             next_at: Some(own.due),
         }];
         let records = self.authority.authorities().borrow().clone();
-        let next = self.authority.next_rotation();
-        all.extend(records.iter().map(|record| Rotation {
-            kind: kind(record),
-            id: record.id.clone(),
-            state: state(record.state),
-            expires_at: from_unix(record.not_after),
-            next_at: next.filter(|_| record.state == AuthorityState::Active),
+        all.extend(records.iter().map(|record| {
+            Rotation {
+                kind: kind(record),
+                id: record.id.clone(),
+                state: state(record.state),
+                expires_at: from_unix(record.not_after),
+                next_at: self
+                    .authority
+                    .next_rotation(Kind::of(record))
+                    .filter(|_| record.state == AuthorityState::Active),
+            }
         }));
         all.sort_by_key(|one| one.next_at.unwrap_or(one.expires_at));
         all
@@ -142,9 +147,8 @@ impl Vitals {
     fn active(&self) -> Option<AuthorityRecord> {
         let records = self.authority.authorities().borrow().clone();
         let mut records = records.iter();
-        let found = records.find(|one| {
-            one.state == AuthorityState::Active && matches!(one.kind, AuthorityKind::X509 { .. })
-        });
+        let found =
+            records.find(|one| one.state == AuthorityState::Active && Kind::of(one) == Kind::X509);
         found.cloned()
     }
 
@@ -163,9 +167,9 @@ impl Vitals {
 }
 
 fn kind(record: &AuthorityRecord) -> &'static str {
-    match record.kind {
-        AuthorityKind::X509 { .. } => "x509_authority",
-        AuthorityKind::Jwt { .. } => "jwt_authority",
+    match Kind::of(record) {
+        Kind::X509 => "x509_authority",
+        Kind::Jwt => "jwt_authority",
     }
 }
 

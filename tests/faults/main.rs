@@ -4,6 +4,7 @@
 //! why. Exit status 1 when one failed. The programs that it starts are built beside it:
 //! `cargo build -p vane-tests --bins`.
 
+mod clock;
 mod full_disk;
 mod peer_storm;
 
@@ -55,6 +56,12 @@ enum Command {
         /// Take-overs.
         #[arg(long, default_value_t = 10)]
         take_overs: usize,
+    },
+    /// Set the clock of the server or the agent while it runs; needs libfaketime.
+    Clock {
+        /// Only the rows of the table with this text in their names.
+        #[arg(long, default_value = "")]
+        only: String,
     },
     /// Fork, exec, exit, setuid and pass descriptors against the attestation of processes.
     PeerStorm {
@@ -181,6 +188,21 @@ async fn main() -> ExitCode {
                 take_overs,
             };
             tally.check("no handshake fails", handshakes(storm)).await;
+        }
+        Command::Clock { only } => {
+            for (whose, by, fault, keeps_stream) in clock::TABLE {
+                let what = format!("the clock of the {whose:?} is set by {by:+} s");
+                if !what.contains(&only) {
+                    continue;
+                }
+                match clock::cannot() {
+                    Some(why) => tally.check(&what, async { Outcome::Skipped(why) }).await,
+                    None => {
+                        let check = clock::run(whose, by, fault, keeps_stream);
+                        tally.check(&what, check).await;
+                    }
+                }
+            }
         }
         Command::PeerStorm { tries } => {
             tally

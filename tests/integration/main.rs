@@ -4,6 +4,7 @@ mod attest;
 mod bad_input;
 mod differential;
 mod garbage;
+mod health;
 mod issue;
 mod limits;
 mod mistakes;

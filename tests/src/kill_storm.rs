@@ -1,10 +1,14 @@
 //! `kill -9` of a server, again and again, under writers and agents.
 
+use std::collections::HashMap;
+use std::path::Path;
 use std::time::Duration;
 
 use vane_chassis::clock::{Clock, System};
 use vane_identity::x509_svid::Certificate;
-use vane_wire::spire::api::server::entry::v1::{BatchCreateEntryRequest, GetEntryRequest};
+use vane_wire::spire::api::server::entry::v1::{
+    BatchCreateEntryRequest, GetEntryRequest, ListEntriesRequest,
+};
 use vane_wire::spire::api::types;
 
 use crate::admin::{Admin, entry};
@@ -82,12 +86,33 @@ impl Storm {
             let found = admin.entries().get_entry(request).await;
             found.unwrap_or_else(|status| panic!("{id} was acknowledged: {status}"));
         }
+        logged_once(&admin, &world.path("server/audit.jsonl")).await;
         let count = i32::try_from(self.agents).unwrap();
         assert_eq!(admin.count_agents().await, count);
         for agent in &agents {
             is_back(&admin, agent).await;
         }
         all.len()
+    }
+}
+
+/// What is in the store is in the log, once, wherever the server was killed (P9).
+async fn logged_once(admin: &Admin, log: &Path) {
+    let text = std::fs::read_to_string(log).unwrap();
+    let mut created: HashMap<String, usize> = HashMap::new();
+    for line in text.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        if line["action"] == "Entry/BatchCreateEntry" {
+            let id = line["detail"]["entry_id"].as_str().unwrap();
+            *created.entry(id.to_owned()).or_default() += 1;
+        }
+    }
+    let mut entries = admin.entries();
+    let all = entries.list_entries(ListEntriesRequest::default());
+    let all = all.await.unwrap().into_inner().entries;
+    assert!(!all.is_empty());
+    for entry in all {
+        assert_eq!(created.get(&entry.id), Some(&1), "{} in the log", entry.id);
     }
 }
 

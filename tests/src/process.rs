@@ -31,6 +31,15 @@ pub fn program(name: &str) -> PathBuf {
         .unwrap_or_else(|| panic!("{name} was not built beside {}", own.display()))
 }
 
+/// Under what a program is started, beside what this process has.
+#[derive(Debug, Clone, Default)]
+pub struct Launch {
+    /// The most descriptors, when it is not this process's limit.
+    pub descriptors: Option<u64>,
+    /// Variables of its environment.
+    pub environment: Vec<(String, String)>,
+}
+
 /// A running program that has printed its ready line.
 pub struct Process {
     child: Child,
@@ -49,12 +58,12 @@ impl Process {
 
     /// As [`Process::start`]; a program that ends before it is ready is an error with its log.
     pub async fn try_start(name: &str, args: &[&str], log: &Path) -> Result<Self, String> {
-        Self::try_start_under(None, name, args, log).await
+        Self::try_start_under(&Launch::default(), name, args, log).await
     }
 
-    /// As [`Process::try_start`], with at most so many descriptors.
+    /// As [`Process::try_start`], under the terms of `launch`.
     pub async fn try_start_under(
-        descriptors: Option<u64>,
+        launch: &Launch,
         name: &str,
         args: &[&str],
         log: &Path,
@@ -64,8 +73,9 @@ impl Process {
             .append(true)
             .open(log)
             .unwrap();
-        let mut child = limited(descriptors, &program(name))
+        let mut child = limited(launch.descriptors, &program(name))
             .args(args)
+            .envs(launch.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(file)
@@ -203,20 +213,30 @@ pub fn free_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
-/// A metric without labels, as the ops listener at `port` shows it.
-pub async fn metric(port: u16, name: &str) -> u64 {
+/// What the ops listener at `port` answers for `path`: the status, and the body.
+pub async fn ops(port: u16, path: &str) -> (u16, String) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port))
         .await
         .unwrap();
-    stream
-        .write_all(b"GET /metrics HTTP/1.1\r\nhost: ops\r\nconnection: close\r\n\r\n")
-        .await
-        .unwrap();
+    // HTTP/1.0: the body comes whole and not in chunks.
+    let request = format!("GET {path} HTTP/1.0\r\nhost: ops\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
     let mut text = String::new();
-    within("the metrics", stream.read_to_string(&mut text))
-        .await
-        .unwrap();
+    within(
+        "an answer of the ops listener",
+        stream.read_to_string(&mut text),
+    )
+    .await
+    .unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let status = head.split_whitespace().nth(1).unwrap();
+    (status.parse().unwrap(), body.to_owned())
+}
+
+/// A metric without labels, as the ops listener at `port` shows it.
+pub async fn metric(port: u16, name: &str) -> u64 {
+    let (_, text) = ops(port, "/metrics").await;
     let line = text
         .lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));

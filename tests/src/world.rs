@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use crate::admin::Admin;
-use crate::process::Process;
+use crate::process::{Launch, Process};
 use crate::workload::Workload;
 
 /// The trust domain of every world.
@@ -25,6 +25,12 @@ pub struct Options {
     pub agent_tables: String,
     /// The most descriptors of the server, when it is not this process's limit.
     pub server_descriptors: Option<u64>,
+    /// The port of the server's ops listener; none has it off.
+    pub server_telemetry: Option<u16>,
+    /// Variables of the server's environment.
+    pub server_environment: Vec<(String, String)>,
+    /// Variables of the agents' environment.
+    pub agent_environment: Vec<(String, String)>,
 }
 
 impl Options {
@@ -140,8 +146,11 @@ impl World {
         let config = self.write_server_config();
         let args = ["run", "-c", config.to_str().unwrap()];
         let (name, log) = ("vane-test-server", self.path("server.log"));
-        let limit = self.options.server_descriptors;
-        let process = Process::try_start_under(limit, name, &args, &log).await?;
+        let launch = Launch {
+            descriptors: self.options.server_descriptors,
+            environment: self.options.server_environment.clone(),
+        };
+        let process = Process::try_start_under(&launch, name, &args, &log).await?;
         let address = &process.ready["server_address"];
         self.port = address.rsplit(':').next().unwrap().parse().unwrap();
         self.server = Some(process);
@@ -149,8 +158,12 @@ impl World {
     }
 
     fn write_server_config(&self) -> PathBuf {
+        let telemetry = match self.options.server_telemetry {
+            Some(port) => format!("ops_address = \"127.0.0.1:{port}\""),
+            None => "enabled = false".to_owned(),
+        };
         let text = format!(
-            "[server]\ntrust_domain = {TRUST_DOMAIN:?}\nbind_address = \"127.0.0.1\"\nbind_port = {}\nsocket_path = {:?}\ndata_dir = {:?}\n{}\n[telemetry]\nenabled = false\n{}",
+            "[server]\ntrust_domain = {TRUST_DOMAIN:?}\nbind_address = \"127.0.0.1\"\nbind_port = {}\nsocket_path = {:?}\ndata_dir = {:?}\n{}\n[telemetry]\n{telemetry}\n{}",
             self.port,
             self.admin_socket(),
             self.path("server"),
@@ -203,19 +216,18 @@ impl World {
         );
         let config = self.write(&format!("{name}.toml"), &text);
         let log = self.path(&format!("{name}.log"));
-        Agent::start(descriptors, config, log, socket).await
+        let launch = Launch {
+            descriptors,
+            environment: self.options.agent_environment.clone(),
+        };
+        Agent::start(launch, config, log, socket).await
     }
 }
 
 impl Agent {
-    async fn start(
-        descriptors: Option<u64>,
-        config: PathBuf,
-        log: PathBuf,
-        socket: PathBuf,
-    ) -> Self {
+    async fn start(launch: Launch, config: PathBuf, log: PathBuf, socket: PathBuf) -> Self {
         let args = ["run", "-c", config.to_str().unwrap()];
-        let process = Process::try_start_under(descriptors, "vane-test-agent", &args, &log)
+        let process = Process::try_start_under(&launch, "vane-test-agent", &args, &log)
             .await
             .unwrap_or_else(|error| panic!("{error}"));
         let id = process.ready["agent_id"].clone();
@@ -231,7 +243,7 @@ impl Agent {
     /// `kill -9`, then starts it again on its folder.
     pub async fn kill_and_restart(self) -> Self {
         self.process.kill().await;
-        Self::start(None, self.config, self.log, self.socket).await
+        Self::start(Launch::default(), self.config, self.log, self.socket).await
     }
 
     /// Starts a second agent on the same folder, which takes over; how the first one ended.
@@ -243,7 +255,7 @@ impl Agent {
             socket,
             ..
         } = self;
-        let next = Self::start(None, config, log, socket).await;
+        let next = Self::start(Launch::default(), config, log, socket).await;
         (next, process.ended().await)
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
@@ -100,12 +101,24 @@ fn with_reflection(routes: Routes, names: &[&'static str]) -> Result<Routes, Ser
         .add_service(reflection().build_v1alpha()?))
 }
 
+/// What is asked of a service that is not here, in the words of gRPC.
+async fn unknown(uri: http::Uri) -> http::Response<Body> {
+    let path = uri.path().strip_prefix('/').unwrap_or_default();
+    let text = match path.rsplit_once('/') {
+        Some((service, _)) => format!("unknown service {service}"),
+        None => format!("malformed method name: {:?}", uri.path()),
+    };
+    Status::unimplemented(text).into_http()
+}
+
 /// Serves the connections of one socket until `stop`.
 async fn serve_routes(
     listener: UnixListener<Arc<Connector>>,
-    routes: Routes,
+    mut routes: Routes,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
+    let router = routes.axum_router_mut();
+    *router = std::mem::take(router).fallback(unknown);
     let grace = stop.clone();
     let connections = listener.map(|accepted| Ok::<_, std::io::Error>(Connection::from(accepted)));
     let served = Server::builder()

@@ -19,7 +19,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-pub use calls::{Calls, Counted, spire_name};
+pub use calls::{Calls, Counted, spire_name, status_name};
 pub use latency::Latency;
 
 use crate::clock::Clock;

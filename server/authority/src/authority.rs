@@ -214,11 +214,13 @@ impl Authority {
         self.published.subscribe()
     }
 
-    /// When something is done about them by itself.
+    /// When something is done about those of `kind` by itself.
     #[must_use]
-    pub fn next_rotation(&self) -> Option<SystemTime> {
+    pub fn next_rotation(&self, kind: Kind) -> Option<SystemTime> {
         let records = self.published.borrow().clone();
-        schedule::next_time(&rotate::slots(&records), self.deps.clock.now())
+        let of_kind = records.iter().filter(|record| Kind::of(record) == kind);
+        let of_kind: Vec<AuthorityRecord> = of_kind.cloned().collect();
+        schedule::next_time(&rotate::slots(&of_kind), self.deps.clock.now())
     }
 
     /// Tells the lowest revision of the bundle that every connected agent has applied; `None`

@@ -4,6 +4,8 @@
 //! Authority records carry it as their owner. A data directory that is copied to a second
 //! server copies the name: do not.
 
+use std::path::PathBuf;
+
 use uuid::Uuid;
 use vane_chassis::files::{Dir, FileError};
 
@@ -18,8 +20,11 @@ pub enum ServerIdError {
     #[error(transparent)]
     File(#[from] FileError),
     /// The file holds something else.
-    #[error("server_id in the data directory is no UUID; restore it: authorities belong to it")]
-    Malformed,
+    #[error(
+        "{} holds no UUID; put a copy of it back, since this server's authorities belong to it, or move it away to begin as another server",
+        .0.display()
+    )]
+    Malformed(PathBuf),
 }
 
 /// The server ID kept in `data_dir`; a new one when there is none.
@@ -28,16 +33,18 @@ pub enum ServerIdError {
 /// [`ServerIdError`].
 pub fn load_or_create(data_dir: &Dir) -> Result<String, ServerIdError> {
     match data_dir.read(FILE, MAX_BYTES) {
-        Ok(bytes) => parse(&bytes),
+        Ok(bytes) => {
+            parse(&bytes).ok_or_else(|| ServerIdError::Malformed(data_dir.path().join(FILE)))
+        }
         Err(error) if error.is_not_found() => create(data_dir),
         Err(error) => Err(error.into()),
     }
 }
 
-fn parse(bytes: &[u8]) -> Result<String, ServerIdError> {
-    let text = std::str::from_utf8(bytes).map_err(|_| ServerIdError::Malformed)?;
-    let id = Uuid::try_parse(text.trim()).map_err(|_| ServerIdError::Malformed)?;
-    Ok(id.to_string())
+fn parse(bytes: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let id = Uuid::try_parse(text.trim()).ok()?;
+    Some(id.to_string())
 }
 
 fn create(data_dir: &Dir) -> Result<String, ServerIdError> {
@@ -57,6 +64,10 @@ mod tests {
         let born = load_or_create(&dir).unwrap();
         assert_eq!(load_or_create(&dir).unwrap(), born);
         std::fs::write(temp.path().join(FILE), "lost").unwrap();
-        assert!(load_or_create(&dir).is_err());
+        let error = load_or_create(&dir).unwrap_err().to_string();
+        assert!(
+            error.contains(&temp.path().join(FILE).display().to_string()),
+            "{error}"
+        );
     }
 }

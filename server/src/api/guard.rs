@@ -9,13 +9,14 @@ use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
 use http::{Request, Response};
-use tonic::Code;
 use tonic::body::Body;
+use tonic::{Code, Status};
 use tower::{Layer, Service};
 use vane_wire::status::Refusal;
 
 use super::Parts;
 use super::patience::{self, Patience};
+use super::telemetry;
 use super::unserved;
 use crate::caller::{self, Caller, LOCAL, Method, Transport};
 
@@ -62,6 +63,7 @@ where
         Box::pin(async move {
             let started = parts.clock.monotonic();
             let path = request.uri().path().to_owned();
+            let transport = request.extensions().get::<Transport>().cloned();
             let response = match admit(&parts, &mut request).await {
                 Ok(()) => inner.call(request).await?,
                 Err(refusal) => {
@@ -72,8 +74,21 @@ where
             };
             let elapsed = parts.clock.monotonic().saturating_duration_since(started);
             parts.calls.count(&path, response.headers(), elapsed);
+            if let Some(refused) = Status::from_header_map(response.headers()) {
+                note(&parts, &path, &refused, transport);
+            }
             Ok(response)
         })
+    }
+}
+
+/// Writes down a call that was refused; what only failed is no refusal.
+fn note(parts: &Parts, path: &str, refused: &Status, transport: Option<Transport>) {
+    let method = Method::find(path).map_or("unknown", |method| method.path);
+    let caller = || transport.map_or_else(String::new, |one| Caller::new(one).to_string());
+    if telemetry::is_refusal(refused.code()) {
+        let code = telemetry::name(refused.code());
+        parts.refusals.note(method, code, refused.message(), caller);
     }
 }
 

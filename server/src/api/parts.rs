@@ -1,7 +1,7 @@
 //! What the services share, and the steps that all of them take.
 
 use std::collections::HashSet;
-use std::fmt;
+use std::fmt::{self, Display};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use vane_attest::Verifier;
 use vane_authority::authority::Authority;
 use vane_authority::csr::Csr;
 use vane_authority::issue::{IssueError, X509Request};
-use vane_authority::log::{Leaf, Log};
+use vane_authority::log::{Leaf, Log, LogError};
 use vane_authority::profile::SvidKind;
 use vane_chassis::clock::Clock;
 use vane_chassis::metrics::Metrics;
@@ -29,8 +29,10 @@ use vane_wire::status::Refusal;
 use super::patience::Patience;
 use super::recent::Recent;
 use super::roles::{Counters, Roles};
-use super::telemetry::Calls;
+use super::telemetry::{self, Calls};
 use crate::audit::Change;
+use crate::audit::ledger::{Intent, Ledger};
+use crate::audit::refusals::Refusals;
 use crate::caller::{AgentIdentity, Caller};
 use crate::push::Push;
 use crate::rate_limit::Limits;
@@ -66,6 +68,10 @@ pub struct PartsDeps {
     pub log_level: Level,
     /// What the server shows of itself.
     pub vitals: Arc<Vitals>,
+    /// Where changes are written down.
+    pub ledger: Ledger,
+    /// Where refusals are.
+    pub refusals: Refusals,
     /// Where the counters go.
     pub metrics: Metrics,
 }
@@ -102,6 +108,8 @@ pub struct Parts {
     pub(super) log_level: Level,
     pub(super) started: Instant,
     pub(super) vitals: Arc<Vitals>,
+    pub(super) refusals: Refusals,
+    ledger: Ledger,
     pub(super) recent: Recent,
     pub(super) calls: Calls,
     pub(super) attestations: Counter,
@@ -166,6 +174,8 @@ impl Parts {
             own_svid: deps.own_svid,
             log_level: deps.log_level,
             vitals: deps.vitals,
+            refusals: deps.refusals,
+            ledger: deps.ledger,
             recent: Recent::default(),
             calls: Calls::register(&deps.metrics),
             attestations: attestations(&deps.metrics),
@@ -206,39 +216,50 @@ impl Parts {
         Refusal::new(Code::Unavailable, text)
     }
 
-    /// Writes an acknowledged change to the log and waits until hot state shows it.
+    /// Begins a change: commit it to the store of the intent, then [`Parts::acknowledge`] it.
+    pub(super) fn intend(&self, caller: &Caller, change: Change<'_>) -> Intent {
+        self.ledger.intend(caller, change)
+    }
+
+    /// Writes a change that was stored to the log and waits until hot state shows it.
     pub(super) async fn acknowledge(
         &self,
-        caller: &Caller,
-        change: Change<'_>,
+        stored: Intent,
         revision: Revision,
         tried: &str,
     ) -> Result<(), Refusal> {
-        self.acknowledge_all(vec![change.leaf(caller)], revision, tried)
-            .await
+        self.acknowledge_all(vec![stored], revision, tried).await
     }
 
     /// As [`Parts::acknowledge`], of changes up to `revision` that are written together.
     pub(super) async fn acknowledge_all(
         &self,
-        leaves: Vec<Leaf>,
+        stored: Vec<Intent>,
         revision: Revision,
         tried: &str,
     ) -> Result<(), Refusal> {
-        let (logged, ()) = tokio::join!(self.append_all(&leaves, tried), self.seen(revision));
+        let log = async {
+            let logged = self.ledger.log(stored).await;
+            logged.map_err(|error| unlogged(tried, error))
+        };
+        let (logged, ()) = tokio::join!(log, self.seen(revision));
         logged
+    }
+
+    /// Writes down that an item of a call of `method` was refused; what only failed is no
+    /// refusal.
+    pub(super) fn refused(&self, method: &'static str, caller: &impl Display, refusal: &Refusal) {
+        if telemetry::is_refusal(refusal.code()) {
+            let code = telemetry::name(refusal.code());
+            let caller = || caller.to_string();
+            self.refusals.note(method, code, refusal.message(), caller);
+        }
     }
 
     /// Writes one leaf to the log.
     pub(super) async fn append(&self, leaf: Leaf, tried: &str) -> Result<(), Refusal> {
-        self.append_all(&[leaf], tried).await
-    }
-
-    async fn append_all(&self, leaves: &[Leaf], tried: &str) -> Result<(), Refusal> {
-        self.log.append(leaves).await.map_err(|error| {
-            tracing::error!(%error, "cannot write the log");
-            Refusal::because(Code::Unavailable, tried, error)
-        })
+        let logged = self.log.append(&[leaf]).await;
+        logged.map_err(|error| unlogged(tried, error))
     }
 
     /// Waits until hot state has `revision`, so that the next call sees it.
@@ -365,6 +386,11 @@ impl Issued {
             svid,
         })
     }
+}
+
+fn unlogged(tried: &str, error: LogError) -> Refusal {
+    tracing::error!(%error, "cannot write the log");
+    Refusal::because(Code::Unavailable, tried, error)
 }
 
 fn attestations(metrics: &Metrics) -> Counter {

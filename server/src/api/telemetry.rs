@@ -46,6 +46,25 @@ pub(super) fn code(headers: &HeaderMap) -> Code {
     Status::from_header_map(headers).map_or(Code::Ok, |status| status.code())
 }
 
+/// gRPC's name of a code.
+pub(super) fn name(code: Code) -> &'static str {
+    metrics::status_name(i32::from(code))
+}
+
+/// Whether a status says no, and not only not now.
+pub(super) fn is_refusal(code: Code) -> bool {
+    matches!(
+        code,
+        Code::InvalidArgument
+            | Code::NotFound
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::ResourceExhausted
+            | Code::FailedPrecondition
+            | Code::Unimplemented
+    )
+}
+
 fn spire(path: &str) -> Option<String> {
     let (service, method) = split(path)?;
     Some(spire_name(service.strip_prefix(SPIRE)?, method))

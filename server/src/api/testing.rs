@@ -45,6 +45,8 @@ use vane_wire::spire::api::types;
 
 use super::connection::Connection;
 use super::{Parts, PartsDeps, Services, Settings};
+use crate::audit::ledger::Ledger;
+use crate::audit::refusals::Refusals;
 use crate::caller::Transport;
 use crate::push::Push;
 use crate::state::State;
@@ -142,9 +144,13 @@ impl World {
             own_svid: watch::channel(times).1,
             max_staleness: settings.max_staleness,
         });
+        let (ledger, _) = Ledger::new(Arc::clone(&kv), Arc::clone(&log), "server");
+        let (refusals, writer) = Refusals::new(Arc::clone(&log), Arc::clone(&clock));
         let parts = Parts::new(PartsDeps {
             attestors,
             vitals,
+            ledger,
+            refusals,
             settings,
             clock,
             kv,
@@ -160,6 +166,7 @@ impl World {
         services.set_ready(true).await;
         let mut tasks = Tasks::new();
         tasks.spawn("clock", watched.run(tasks.token()));
+        tasks.spawn("refusals", writer.run(tasks.token()));
         Self {
             parts,
             kv: memory,

@@ -148,6 +148,24 @@ impl State {
         Page { items, more }
     }
 
+    /// Of the next entries after `after`, in order of ID, those that ended before `before`
+    /// (Unix seconds); and where to go on, if there are more.
+    #[must_use]
+    pub fn ended(&self, before: i64, after: Option<&EntryId>) -> (Vec<EntryId>, Option<EntryId>) {
+        let mut ended = Vec::new();
+        let all = EntryFilter::default();
+        let walk = self.read().graph.walk(&all, after, AT_ONCE, |entry| {
+            if (1..before).contains(&entry.expires_at) {
+                ended.push(entry.key.id());
+            }
+            true
+        });
+        match walk {
+            Walk::GoOn(last) => (ended, Some(last)),
+            Walk::Done | Walk::Stopped => (ended, None),
+        }
+    }
+
     /// How many entries pass.
     pub async fn entries_count(&self, filter: &EntryFilter) -> usize {
         if filter.wants_all() {

@@ -23,6 +23,7 @@ pub mod bundles;
 pub mod entries;
 pub mod federation;
 pub mod join_tokens;
+pub mod pending;
 
 #[cfg(test)]
 mod tests;

@@ -27,6 +27,9 @@ pub const DOUBT: Duration = Duration::from_secs(10 * 60);
 /// Between two readings that belong together no more may pass; a thread may be stopped there.
 const TOGETHER: Duration = Duration::from_millis(50);
 
+/// Drift of so many microseconds is followed, so that it never sums up to a jump.
+const DRIFT: u64 = 100_000;
+
 /// So long after a jump nothing is done that cannot be taken back: a clock that was set wrong
 /// by mistake is set right within minutes.
 pub const SETTLE: Duration = Duration::from_secs(2 * 60);
@@ -77,9 +80,7 @@ impl Watched {
     pub async fn run(self: Arc<Self>, stop: CancellationToken) -> Result<(), Infallible> {
         let mut moved = self.clock.moved();
         loop {
-            let (_, ahead) = self.look();
-            // What is less than a jump is drift, and followed.
-            self.ahead.store(ahead, Ordering::Release);
+            self.look();
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 () = nap(LOOK, moved.as_mut()) => {}
@@ -87,8 +88,8 @@ impl Watched {
         }
     }
 
-    /// The wall clock, and how far it is ahead; a jump is told first.
-    fn look(&self) -> (SystemTime, i64) {
+    /// The wall clock; a jump is told first, and drift is followed.
+    fn look(&self) -> SystemTime {
         let (wall, monotonic) = self.readings();
         let (start_wall, start_monotonic) = self.start;
         let passed = micros(monotonic.saturating_duration_since(start_monotonic));
@@ -99,17 +100,18 @@ impl Watched {
                 .saturating_neg(),
         };
         let known = self.ahead.load(Ordering::Acquire);
-        if let Some(jump) = jump(ahead.saturating_sub(known)) {
+        let jump = jump(ahead.saturating_sub(known));
+        if jump.is_some() || ahead.abs_diff(known) > DRIFT {
             let first = self
                 .ahead
                 .compare_exchange(known, ahead, Ordering::AcqRel, Ordering::Acquire)
                 .is_ok();
-            // Who comes second finds it told, or is about to.
-            if first {
+            // Whoever comes second finds it told, or it is being told.
+            if let Some(jump) = jump.filter(|_| first) {
                 self.tell(jump);
             }
         }
-        (wall, ahead)
+        wall
     }
 
     /// Both clocks at one moment.
@@ -165,7 +167,7 @@ fn micros(duration: Duration) -> i64 {
 
 impl Clock for Watched {
     fn now(&self) -> SystemTime {
-        self.look().0
+        self.look()
     }
 
     fn monotonic(&self) -> Instant {
@@ -279,13 +281,15 @@ mod tests {
         let watched = Watched::new(Arc::<Manual>::clone(&clock));
         let jumps = watched.jumps();
         clock.advance(secs(86_400));
-        clock.set(clock.now() + secs(2));
-        watched.now();
+        for _ in 0..10 {
+            clock.set(clock.now() + secs(2));
+            watched.now();
+        }
         assert_eq!(jumps.count(), 0, "two seconds are drift");
         clock.set(clock.now() + secs(60));
         assert_eq!(watched.now(), clock.now());
         let last = |jumps: &Jumps| jumps.last().map(|last| last.jump);
-        assert_eq!(last(&jumps), Some(Jump::Forward(secs(62))));
+        assert_eq!(last(&jumps), Some(Jump::Forward(secs(60))));
         watched.now();
         assert_eq!(jumps.count(), 1, "a jump is told once");
         clock.set(clock.now() - secs(3));

@@ -37,6 +37,14 @@ const CODES: [&str; 17] = [
     "Unauthenticated",
 ];
 
+/// gRPC's name of a status code.
+#[must_use]
+pub fn status_name(code: i32) -> &'static str {
+    let known = usize::try_from(code).ok();
+    let name = known.and_then(|code| CODES.get(code));
+    name.copied().unwrap_or("Unknown")
+}
+
 /// A method that is counted.
 #[derive(Clone, Debug)]
 pub struct Counted {

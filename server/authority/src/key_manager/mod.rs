@@ -119,7 +119,10 @@ pub enum KeyManagerError {
     #[error("signing with key \"{0}\" was refused")]
     Sign(String),
     /// The file of keys has another form.
-    #[error("{} is no key file: {reason}", path.display())]
+    #[error(
+        "{} is no key file: {reason}; put a copy of it back, or move it away: then new authorities are made",
+        path.display()
+    )]
     Malformed {
         /// The file.
         path: PathBuf,

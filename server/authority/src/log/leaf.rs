@@ -1,5 +1,6 @@
 //! What stands in the log: one versioned JSON object per line.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -82,6 +83,22 @@ pub enum Leaf {
         action: String,
         /// On what; no token, no key.
         detail: serde_json::Value,
+    },
+    /// A call that was refused.
+    Refusal {
+        /// Who called.
+        caller: String,
+        /// What, as `/package.Service/Method`.
+        action: String,
+        /// gRPC's name of the status.
+        status: String,
+        /// The words of the refusal; no token, no key.
+        text: String,
+    },
+    /// Refusals that were only counted since the last such line: there were too many.
+    Refusals {
+        /// How many, by method and status.
+        counts: BTreeMap<String, BTreeMap<String, u64>>,
     },
     /// An agent that attested.
     Attestation {

@@ -5,7 +5,7 @@ use tonic::Code;
 use vane_identity::entry::EntryId;
 use vane_identity::id::SpiffeId;
 use vane_identity::selector::{Selector, SelectorSet};
-use vane_store::kv::CommitError;
+use vane_store::kv::{CommitError, Kv as _};
 use vane_store::tables::row::ChangeError;
 use vane_store::tables::{agents, entries, join_tokens};
 use vane_wire::convert;
@@ -154,11 +154,9 @@ pub(super) async fn delete(
                 txn = txn.and(entries::deletion(&row));
             }
         }
-        match parts.kv.commit(txn).await {
-            Ok(revision) => {
-                let change = Change::AgentDeleted(&id);
-                return parts.acknowledge(caller, change, revision, tried).await;
-            }
+        let intent = parts.intend(caller, Change::AgentDeleted(&id));
+        match intent.kv().commit(txn).await {
+            Ok(revision) => return parts.acknowledge(intent, revision, tried).await,
             Err(CommitError::Conflict { .. }) => {}
             Err(error) => return Err(parts.store_refusal(tried, &error)),
         }
@@ -205,11 +203,9 @@ pub(super) async fn ban(
             ..record.clone()
         })
     };
-    match agents::change(&*parts.kv, &id, banned).await {
-        Ok(revision) => {
-            let change = Change::AgentBanned(&id);
-            parts.acknowledge(caller, change, revision, tried).await
-        }
+    let intent = parts.intend(caller, Change::AgentBanned(&id));
+    match agents::change(intent.kv(), &id, banned).await {
+        Ok(revision) => parts.acknowledge(intent, revision, tried).await,
         Err(ChangeError::Missing) => Err(not_found()),
         Err(error) => Err(parts.change_refusal(tried, &error)),
     }

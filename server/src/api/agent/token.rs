@@ -9,7 +9,7 @@ use vane_identity::entry::{Entry, EntryId};
 use vane_identity::id::{SpiffeId, TrustDomain};
 use vane_identity::lifetime::to_unix;
 use vane_identity::selector::{Selector, SelectorSet};
-use vane_store::kv::CommitError;
+use vane_store::kv::{CommitError, Kv as _};
 use vane_store::tables::{entries, join_tokens};
 use vane_wire::convert;
 use vane_wire::record::JoinTokenRecord;
@@ -87,7 +87,9 @@ async fn store(
     if let Some(entry) = &entry {
         txn = txn.and(entries::creation(entry));
     }
-    let revision = match parts.kv.commit(txn).await {
+    let alias = record.agent_id.as_ref();
+    let intent = parts.intend(caller, Change::TokenCreated { alias, expires_at });
+    let revision = match intent.kv().commit(txn).await {
         Ok(revision) => revision,
         Err(CommitError::Conflict { compare: 0, .. }) => {
             let why = "a token with this value exists already";
@@ -100,9 +102,7 @@ async fn store(
         }
         Err(error) => return Err(parts.store_refusal(tried, &error)),
     };
-    let alias = record.agent_id.as_ref();
-    let change = Change::TokenCreated { alias, expires_at };
-    parts.acknowledge(caller, change, revision, tried).await
+    parts.acknowledge(intent, revision, tried).await
 }
 
 /// Looks at some more tokens than were made, and deletes those that ended: what is made is

@@ -1,6 +1,6 @@
 //! Deleting a federated bundle, with what becomes of the entries that federate with it.
 //!
-//! Entries and bundle go in one transaction while they fit into one (about fifty entries).
+//! Entries and bundle go in one transaction while they fit into one (about thirty entries).
 //! More are changed first, in several; the bundle goes with the last of them, and only if no
 //! entry was added meanwhile (`vane_store::tables::federation`). So an entry never names a
 //! bundle that is not there, and what is interrupted is finished by asking again.
@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use tonic::Code;
 use uuid::Uuid;
-use vane_authority::log::Leaf;
 use vane_identity::bundle::Bundle;
 use vane_identity::entry::{Entry, EntryId};
 use vane_identity::id::TrustDomain;
@@ -23,6 +22,7 @@ use vane_wire::status::Refusal;
 use super::{busy, foreign, not_found};
 use crate::api::Parts;
 use crate::audit::Change;
+use crate::audit::ledger::Intent;
 use crate::caller::Caller;
 use crate::state::EntryFilter;
 
@@ -132,7 +132,7 @@ struct Deletion<'a> {
 #[derive(Default)]
 struct Step {
     txn: Txn,
-    leaves: Vec<Leaf>,
+    changes: Vec<Intent>,
 }
 
 impl Deletion<'_> {
@@ -144,13 +144,17 @@ impl Deletion<'_> {
         federated: &[Row<Entry>],
     ) -> Result<bool, Refusal> {
         let mark = Uuid::new_v4().into_bytes();
-        let bundle = bundles::deletion(row).and(federation::bundle_deleted(seen, mark));
+        let deleted = Change::BundleDeleted(self.trust_domain);
+        let deleted = self.parts.intend(self.caller, deleted);
+        let bundle = bundles::deletion(row)
+            .and(federation::bundle_deleted(seen, mark))
+            .and(deleted.marker());
         let mut step = Step::default();
         for row in federated {
-            let (txn, leaf) = self.entry(row);
+            let (txn, change) = self.entry(row);
             let with = step.txn.clone().and(txn.clone());
             // The bundle must fit into the last one.
-            if !step.leaves.is_empty() && with.clone().and(bundle.clone()).check().is_err() {
+            if !step.changes.is_empty() && with.clone().and(bundle.clone()).check().is_err() {
                 if !self.commit(std::mem::take(&mut step)).await? {
                     return Ok(false);
                 }
@@ -158,26 +162,27 @@ impl Deletion<'_> {
             } else {
                 step.txn = with;
             }
-            step.leaves.push(leaf);
+            step.changes.push(change);
         }
         step.txn = step.txn.and(bundle);
-        let deleted = Change::BundleDeleted(self.trust_domain);
-        step.leaves.push(deleted.leaf(self.caller));
+        step.changes.push(deleted);
         self.commit(step).await
     }
 
     /// What becomes of one entry.
-    fn entry(&self, row: &Row<Entry>) -> (Txn, Leaf) {
+    fn entry(&self, row: &Row<Entry>) -> (Txn, Intent) {
         if self.mode == Mode::Delete {
             let change = Change::EntryDeleted(&row.value);
-            return (entries::deletion(row), change.leaf(self.caller));
+            let change = self.parts.intend(self.caller, change);
+            return (entries::deletion(row).and(change.marker()), change);
         }
         let mut next = row.value.clone();
         next.federates_with.retain(|one| one != self.trust_domain);
         // Else no agent would see the change.
         next.revision_number = next.revision_number.saturating_add(1);
-        let change = Change::EntryUpdated(&next).leaf(self.caller);
-        (entries::replacement(row, &next), change)
+        let change = self.parts.intend(self.caller, Change::EntryUpdated(&next));
+        let txn = entries::replacement(row, &next).and(change.marker());
+        (txn, change)
     }
 
     async fn commit(&self, step: Step) -> Result<bool, Refusal> {
@@ -186,7 +191,7 @@ impl Deletion<'_> {
             Err(CommitError::Conflict { .. }) => return Ok(false),
             Err(error) => return Err(self.parts.store_refusal(TRIED, &error)),
         };
-        let logged = self.parts.acknowledge_all(step.leaves, revision, TRIED);
+        let logged = self.parts.acknowledge_all(step.changes, revision, TRIED);
         logged.await.map(|()| true)
     }
 }

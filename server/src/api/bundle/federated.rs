@@ -2,7 +2,7 @@
 
 use tonic::Code;
 use vane_identity::bundle::Bundle;
-use vane_store::kv::{CommitError, Revision};
+use vane_store::kv::{CommitError, Kv as _, Revision};
 use vane_store::tables::bundles;
 use vane_store::tables::row::Row;
 use vane_wire::convert;
@@ -12,6 +12,7 @@ use vane_wire::status::Refusal;
 use super::{busy, foreign, not_found};
 use crate::api::Parts;
 use crate::audit::Change;
+use crate::audit::ledger::Intent;
 use crate::caller::Caller;
 
 /// How often a change is tried again that lost against another one.
@@ -29,10 +30,10 @@ pub(super) async fn create(
     let own = "creating a federated bundle for the server's own trust domain is not allowed";
     let bundle = read(parts, wire, own)?;
     let tried = "unable to create bundle";
-    match write(parts, None, &bundle, tried).await? {
+    let intent = parts.intend(caller, Change::BundleCreated(&bundle));
+    match write(parts, &intent, None, &bundle, tried).await? {
         Some(revision) => {
-            let change = Change::BundleCreated(&bundle);
-            parts.acknowledge(caller, change, revision, tried).await?;
+            parts.acknowledge(intent, revision, tried).await?;
             Ok(bundle)
         }
         None => Err(Refusal::new(Code::AlreadyExists, "bundle already exists")),
@@ -53,9 +54,9 @@ pub(super) async fn set(
     let tried = "failed to set bundle";
     for _ in 0..TRIES {
         let row = stored(parts, &bundle, tried).await?;
-        if let Some(revision) = write(parts, row.as_ref(), &bundle, tried).await? {
-            let change = Change::BundleSet(&bundle);
-            parts.acknowledge(caller, change, revision, tried).await?;
+        let intent = parts.intend(caller, Change::BundleSet(&bundle));
+        if let Some(revision) = write(parts, &intent, row.as_ref(), &bundle, tried).await? {
+            parts.acknowledge(intent, revision, tried).await?;
             return Ok(bundle);
         }
     }
@@ -78,9 +79,9 @@ pub(super) async fn update(
     for _ in 0..TRIES {
         let row = stored(parts, &given, tried).await?.ok_or_else(not_found)?;
         let bundle = merge(&row.value, &given, mask);
-        if let Some(revision) = write(parts, Some(&row), &bundle, tried).await? {
-            let change = Change::BundleUpdated(&bundle);
-            parts.acknowledge(caller, change, revision, tried).await?;
+        let intent = parts.intend(caller, Change::BundleUpdated(&bundle));
+        if let Some(revision) = write(parts, &intent, Some(&row), &bundle, tried).await? {
+            parts.acknowledge(intent, revision, tried).await?;
             return Ok(bundle);
         }
     }
@@ -129,11 +130,13 @@ async fn stored(
 /// Writes `bundle` on top of `row`; `None` when that is no longer what is there.
 async fn write(
     parts: &Parts,
+    intent: &Intent,
     row: Option<&Row<Bundle>>,
     bundle: &Bundle,
     tried: &str,
 ) -> Result<Option<Revision>, Refusal> {
-    match parts.kv.commit(bundles::put_federated(row, bundle)).await {
+    let txn = bundles::put_federated(row, bundle);
+    match intent.kv().commit(txn).await {
         Ok(revision) => Ok(Some(revision)),
         Err(CommitError::Conflict { .. }) => Ok(None),
         Err(error) => Err(parts.store_refusal(tried, &error)),

@@ -6,7 +6,7 @@
 
 use tonic::Code;
 use vane_identity::bundle::{Bundle, JwtAuthority, MAX_AUTHORITIES, X509Authority};
-use vane_store::kv::{CommitError, Revision};
+use vane_store::kv::{CommitError, Kv as _};
 use vane_store::tables::bundles;
 use vane_wire::convert;
 use vane_wire::spire::api::server::bundle::v1::AppendBundleRequest;
@@ -52,9 +52,7 @@ pub(super) async fn append(
     let x509 = x509.collect::<Result<_, Refusal>>()?;
     let added = Added { x509, jwt };
     let tried = "failed to append bundle";
-    let (bundle, revision) = add(parts, &added, tried).await?;
-    let change = Change::BundleAppended(&bundle);
-    parts.acknowledge(caller, change, revision, tried).await?;
+    let bundle = add(parts, caller, &added, appended, tried).await?;
     let shown = types::Bundle::from(&bundle);
     Ok(convert::bundle::apply_mask(
         shown,
@@ -87,9 +85,7 @@ pub(super) async fn publish(
         x509: Vec::new(),
         jwt: vec![key],
     };
-    let (bundle, revision) = add(parts, &added, tried).await?;
-    let change = Change::JwtAuthorityPublished(&bundle);
-    parts.acknowledge(caller, change, revision, tried).await?;
+    let bundle = add(parts, caller, &added, published, tried).await?;
     Ok(types::Bundle::from(&bundle).jwt_authorities)
 }
 
@@ -101,8 +97,22 @@ fn x509_authority(wire: &types::X509Certificate) -> Result<X509Authority, Refusa
     Ok(X509Authority::new(authority.certificate))
 }
 
-/// Adds what is not there; the bundle that it makes, and since when it is there.
-async fn add(parts: &Parts, added: &Added, tried: &str) -> Result<(Bundle, Revision), Refusal> {
+fn appended(bundle: &Bundle) -> Change<'_> {
+    Change::BundleAppended(bundle)
+}
+
+fn published(bundle: &Bundle) -> Change<'_> {
+    Change::JwtAuthorityPublished(bundle)
+}
+
+/// Adds what is not there, and acknowledges it as `change`; the bundle that it makes.
+async fn add(
+    parts: &Parts,
+    caller: &Caller,
+    added: &Added,
+    change: for<'b> fn(&'b Bundle) -> Change<'b>,
+    tried: &str,
+) -> Result<Bundle, Refusal> {
     for _ in 0..TRIES {
         let row = bundles::get(&*parts.kv, &parts.trust_domain).await;
         let row = row
@@ -110,15 +120,18 @@ async fn add(parts: &Parts, added: &Added, tried: &str) -> Result<(Bundle, Revis
             .ok_or_else(not_found)?;
         let bundle = merged(row.value.clone(), added, tried)?;
         let bundle = bundles::numbered(Some(&row), bundle);
-        if bundle == row.value {
-            return Ok((bundle, row.mod_revision));
-        }
-        match parts
-            .kv
-            .commit(bundles::put(Some(&row), bundle.clone()))
-            .await
-        {
-            Ok(revision) => return Ok((bundle, revision)),
+        let intent = parts.intend(caller, change(&bundle));
+        let stored = if bundle == row.value {
+            Ok(row.mod_revision)
+        } else {
+            let txn = bundles::put(Some(&row), bundle.clone());
+            intent.kv().commit(txn).await
+        };
+        match stored {
+            Ok(revision) => {
+                parts.acknowledge(intent, revision, tried).await?;
+                return Ok(bundle);
+            }
             Err(CommitError::Conflict { .. }) => {}
             Err(error) => return Err(parts.store_refusal(tried, &error)),
         }

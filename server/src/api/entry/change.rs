@@ -17,17 +17,19 @@ use vane_wire::status::{self, Refusal};
 use super::not_found;
 use crate::api::Parts;
 use crate::audit::Change;
+use crate::audit::ledger::Intent;
 use crate::caller::Caller;
 
 /// How often a change is tried again that lost against another one.
 const TRIES: usize = 16;
+const CREATE: &str = "/spire.api.server.entry.v1.Entry/BatchCreateEntry";
 /// What a refused creation was.
 const CREATING: &str = "failed to create entry";
 
 /// What became of an entry that was to be created.
 enum Creation {
     /// It is new, since this revision of the store.
-    Made(Entry, Revision),
+    Made(Entry, Revision, Option<Box<Intent>>),
     /// This one was there.
     Similar(Entry),
 }
@@ -39,41 +41,46 @@ pub(super) type Shown = (types::Status, Option<types::Entry>);
 /// ID, parent and selectors is returned beside ALREADY_EXISTS (SPIRE.md trap 4). Those that
 /// were made are written to the log together.
 pub(super) async fn create(parts: &Parts, caller: &Caller, wires: &[types::Entry]) -> Vec<Shown> {
-    let creations: FuturesOrdered<_> = wires.iter().map(|wire| try_create(parts, wire)).collect();
-    let creations: Vec<Result<Creation, Refusal>> = creations.collect().await;
-    let acknowledged = acknowledge(parts, caller, &creations).await;
+    let try_one = |wire| try_create(parts, caller, wire);
+    let creations: FuturesOrdered<_> = wires.iter().map(try_one).collect();
+    let mut creations: Vec<Result<Creation, Refusal>> = creations.collect().await;
+    let acknowledged = acknowledge(parts, &mut creations).await;
     let show = |creation: Result<Creation, Refusal>| match (creation, &acknowledged) {
-        (Ok(Creation::Made(entry, _)), Ok(())) => (status::ok(), Some((&entry).into())),
+        (Ok(Creation::Made(entry, ..)), Ok(())) => (status::ok(), Some((&entry).into())),
         (Ok(Creation::Made(..)), Err(refusal)) => (refusal.clone().item(), None),
         (Ok(Creation::Similar(entry)), _) => {
             let text = "similar entry already exists";
             let status = Refusal::new(Code::AlreadyExists, text).item();
             (status, Some((&entry).into()))
         }
-        (Err(refusal), _) => (refusal.item(), None),
+        (Err(refusal), _) => {
+            parts.refused(CREATE, caller, &refusal);
+            (refusal.item(), None)
+        }
     };
     creations.into_iter().map(show).collect()
 }
 
 async fn acknowledge(
     parts: &Parts,
-    caller: &Caller,
-    creations: &[Result<Creation, Refusal>],
+    creations: &mut [Result<Creation, Refusal>],
 ) -> Result<(), Refusal> {
-    let made = creations.iter().filter_map(|creation| match creation {
-        Ok(Creation::Made(entry, revision)) => Some((entry, *revision)),
+    let made = creations.iter_mut().filter_map(|creation| match creation {
+        Ok(Creation::Made(_, revision, intent)) => Some((*intent.take()?, *revision)),
         Ok(Creation::Similar(_)) | Err(_) => None,
     });
-    let (leaves, revisions): (Vec<_>, Vec<_>) = made
-        .map(|(entry, revision)| (Change::EntryCreated(entry).leaf(caller), revision))
-        .unzip();
+    let (stored, revisions): (Vec<_>, Vec<_>) = made.unzip();
     match revisions.into_iter().max() {
-        Some(last) => parts.acknowledge_all(leaves, last, CREATING).await,
+        Some(last) => parts.acknowledge_all(stored, last, CREATING).await,
         None => Ok(()),
     }
 }
 
-async fn try_create(parts: &Parts, wire: &types::Entry) -> Result<Creation, Refusal> {
+async fn try_create(
+    parts: &Parts,
+    caller: &Caller,
+    wire: &types::Entry,
+) -> Result<Creation, Refusal> {
     let tried = CREATING;
     let fresh = EntryId::parse(&Uuid::new_v4().to_string())
         .map_err(|error| Refusal::because(Code::Internal, tried, error))?;
@@ -82,8 +89,11 @@ async fn try_create(parts: &Parts, wire: &types::Entry) -> Result<Creation, Refu
         .map_err(|error| Refusal::of("failed to convert entry", &error))?;
     for _ in 0..TRIES {
         let link = link(parts, &entry, tried).await?;
-        match entries::create(&*parts.kv, &entry, link).await {
-            Ok(revision) => return Ok(Creation::Made(entry, revision)),
+        let intent = parts.intend(caller, Change::EntryCreated(&entry));
+        match entries::create(intent.kv(), &entry, link).await {
+            Ok(revision) => {
+                return Ok(Creation::Made(entry, revision, Some(Box::new(intent))));
+            }
             Err(CreateError::Similar(row)) => return Ok(Creation::Similar(row.value)),
             Err(CreateError::Changed) => {}
             Err(error @ CreateError::IdTaken(_)) => {
@@ -116,10 +126,10 @@ pub(super) async fn update(
         let entry = convert::entry::merge(&row.value, wire, mask, &parts.trust_domain)
             .map_err(|error| Refusal::of("failed to convert entry", &error))?;
         let link = link(parts, &entry, tried).await?;
-        match entries::update(&*parts.kv, &row, &entry, link).await {
+        let intent = parts.intend(caller, Change::EntryUpdated(&entry));
+        match entries::update(intent.kv(), &row, &entry, link).await {
             Ok(revision) => {
-                let change = Change::EntryUpdated(&entry);
-                parts.acknowledge(caller, change, revision, tried).await?;
+                parts.acknowledge(intent, revision, tried).await?;
                 return Ok((&entry).into());
             }
             Err(UpdateError::Similar(_)) => {
@@ -145,11 +155,9 @@ pub(super) async fn delete(parts: &Parts, caller: &Caller, id: &str) -> Result<(
     let id = EntryId::parse(id).map_err(|_| not_found())?;
     for _ in 0..TRIES {
         let row = read(parts, &id, tried).await?.ok_or_else(not_found)?;
-        match entries::delete(&*parts.kv, &row).await {
-            Ok(revision) => {
-                let change = Change::EntryDeleted(&row.value);
-                return parts.acknowledge(caller, change, revision, tried).await;
-            }
+        let intent = parts.intend(caller, Change::EntryDeleted(&row.value));
+        match entries::delete(intent.kv(), &row).await {
+            Ok(revision) => return parts.acknowledge(intent, revision, tried).await,
             Err(CommitError::Conflict { .. }) => {}
             Err(error) => return Err(parts.store_refusal(tried, &error)),
         }

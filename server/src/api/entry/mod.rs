@@ -40,6 +40,9 @@ pub(super) const MAX_BATCH: usize = 10_000;
 /// Items of a batch that are on their way at once.
 const AT_ONCE: usize = 512;
 
+const UPDATE: &str = "/spire.api.server.entry.v1.Entry/BatchUpdateEntry";
+const DELETE: &str = "/spire.api.server.entry.v1.Entry/BatchDeleteEntry";
+
 /// The service.
 #[derive(Debug, Clone)]
 pub(super) struct EntryService(pub(super) Arc<Parts>);
@@ -127,10 +130,13 @@ impl Entry for EntryService {
                         status: Some(status::ok()),
                         entry: Some(convert::entry::apply_mask(entry, mask)),
                     },
-                    Err(refusal) => batch_update_entry_response::Result {
-                        status: Some(refusal.item()),
-                        entry: None,
-                    },
+                    Err(refusal) => {
+                        self.0.refused(UPDATE, caller, &refusal);
+                        batch_update_entry_response::Result {
+                            status: Some(refusal.item()),
+                            entry: None,
+                        }
+                    }
                 }
             }
         });
@@ -151,6 +157,9 @@ impl Entry for EntryService {
             let caller = &caller;
             async move {
                 let done = change::delete(&self.0, caller, &id).await;
+                if let Err(refusal) = &done {
+                    self.0.refused(DELETE, caller, refusal);
+                }
                 batch_delete_entry_response::Result {
                     status: Some(done.map_or_else(Refusal::item, |()| status::ok())),
                     id,

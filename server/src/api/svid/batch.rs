@@ -25,6 +25,8 @@ const MAX_ITEMS: usize = 2_000;
 /// CSRs verified between two chances for others: about half a millisecond.
 const CSRS_AT_ONCE: usize = 8;
 
+const METHOD: &str = "/spire.api.server.svid.v1.SVID/BatchNewX509SVID";
+
 type Outcome = batch_new_x509svid_response::Result;
 
 /// Answers one batch, in its order.
@@ -66,7 +68,10 @@ pub(super) async fn issue(
         .collect();
     let mut issued = parts.issue(orders).await.into_iter();
     let outcomes = judged.into_iter().map(|judged| match judged {
-        Err(refusal) => refused(refusal),
+        Err(refusal) => {
+            parts.refused(METHOD, &agent.id, &refusal);
+            refused(refusal)
+        }
         Ok((entry, _)) => match issued.next() {
             Some(Ok(issued)) => {
                 parts.recent.add(&agent.id, &entry.id);

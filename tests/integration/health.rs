@@ -1,0 +1,119 @@
+//! What the operators' listener says of a server and an agent, and what `vane … status` does,
+//! while all is well and while the server is gone.
+
+use serde_json::Value;
+use vane_tests::admin::entry;
+use vane_tests::process::{free_port, ops, program, within};
+use vane_tests::world::{Options, World, own_selector, spiffe_id};
+
+/// `vane` with these arguments; what it prints as JSON.
+async fn vane(args: &[&str]) -> Value {
+    let command = tokio::process::Command::new(program("vane-test-cli"))
+        .args(args)
+        .output();
+    let output = within("vane answers", command).await.unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{args:?}: {errors}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// The path's answer: whether it is good, and the faults it names.
+async fn verdict(port: u16, path: &str) -> (bool, Vec<String>) {
+    let (status, body) = ops(port, path).await;
+    let body: Value = serde_json::from_str(&body).unwrap();
+    let faults = body["faults"].as_array().unwrap().iter();
+    let faults = faults.map(|one| {
+        assert_ne!(one["next"], "", "each has its way out: {one}");
+        one["fault"].as_str().unwrap().to_owned()
+    });
+    assert_eq!(body["ok"], status == 200, "{body}");
+    (status == 200, faults.collect())
+}
+
+#[tokio::test]
+async fn server_and_agent_tell_how_they_fare() {
+    let (server_ops, agent_ops) = (free_port(), free_port());
+    let options = Options {
+        agent_tables: format!("[telemetry]\nops_address = \"127.0.0.1:{agent_ops}\"\n"),
+        server_telemetry: Some(server_ops),
+        ..Options::default()
+    };
+    let mut world = World::with(options.agent("max_backoff = \"1s\"")).await;
+    let admin = world.admin().await;
+    let agent = world.agent("agent").await;
+    let selector = own_selector();
+    admin
+        .create(entry(&spiffe_id("/w"), &agent.id, &[&selector]))
+        .await;
+    let mut stream = agent.workload().await.watch().await.unwrap();
+    stream.next().await.unwrap();
+
+    for port in [server_ops, agent_ops] {
+        for path in ["/live", "/ready"] {
+            assert_eq!(verdict(port, path).await, (true, Vec::new()), "{path}");
+        }
+    }
+    let (_, metrics) = ops(server_ops, "/metrics").await;
+    for name in [
+        "vane_server_rpc_handled_total{method=\"spire.api.server.entry.v1.Entry/BatchCreateEntry\",code=\"OK\"} 1",
+        "spire_server_rpc_entry_v1_entry_batch_create_entry{status=\"OK\"} 1",
+        "spire_server_rpc_entry_v1_entry_batch_create_entry_elapsed_time_count{status=\"OK\"} 1",
+        "spire_server_started{version=",
+        "spire_server_manager_x509_ca_rotate_ttl{trust_domain_id=\"example.org\"} ",
+        "vane_server_agents_connected 1",
+        "vane_server_store_commit_seconds_count ",
+        "vane_server_log_append_seconds_count ",
+        "vane_server_push_streams 1",
+    ] {
+        assert!(metrics.contains(name), "{name} in {metrics}");
+    }
+    let (_, metrics) = ops(agent_ops, "/metrics").await;
+    for name in [
+        "spire_agent_rpc_workload_api_fetch_x509svid{status=\"OK\"} 1",
+        "vane_agent_sync_connected 1",
+        "spire_agent_sync_entries_total 1",
+    ] {
+        assert!(metrics.contains(name), "{name} in {metrics}");
+    }
+
+    let server_socket = world.admin_socket();
+    let status = ["server", "status", "-o", "json", "--socket-path"];
+    let status = vane(&[&status[..], &[server_socket.to_str().unwrap()]].concat()).await;
+    assert_eq!(status["ready"], true, "{status}");
+    assert_eq!(status["counts"]["connected_agents"], "1", "{status}");
+    let kinds: Vec<_> = status["rotations"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| &one["kind"])
+        .collect();
+    assert!(
+        kinds.contains(&&Value::from("x509_authority"))
+            && kinds.contains(&&Value::from("own_svid")),
+        "{status}"
+    );
+
+    world.kill_server().await;
+    let cut_off = async {
+        loop {
+            let (ready, faults) = verdict(agent_ops, "/ready").await;
+            assert!(ready, "it serves what it holds: {faults:?}");
+            if faults == ["no_upstream"] {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    within("the agent tells that the server is gone", cut_off).await;
+    let agent_socket = world.path("agent-admin.sock");
+    let status = ["agent", "status", "-o", "json", "--socket-path"];
+    let status = vane(&[&status[..], &[agent_socket.to_str().unwrap()]].concat()).await;
+    assert_eq!(status["sync"]["connected"], false, "{status}");
+    assert_eq!(status["faults"][0]["fault"], "no_upstream", "{status}");
+    assert_eq!(status["spiffe_id"], agent.id.as_str());
+    assert_eq!(
+        status["clock"]["compared"].as_bool(),
+        Some(true),
+        "{status}"
+    );
+}
