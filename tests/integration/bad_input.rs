@@ -34,6 +34,8 @@ enum Via {
     Nobody,
     /// TLS with an agent's certificate.
     Node,
+    /// TLS with the SVID of a downstream server.
+    Nested,
     /// The agent's public socket.
     Workload,
 }
@@ -61,6 +63,8 @@ const fn arm(path: &'static str, via: Via, arm: &'static str) -> Call {
     }
 }
 
+/// The trust domain of a bundle that is always there.
+const FEDERATED: &str = "federated.test";
 const WATCH: &str = "vane.sync.v1.Sync/Watch";
 
 const SERVER: &[Call] = &[
@@ -76,7 +80,37 @@ const SERVER: &[Call] = &[
     call("spire.api.server.agent.v1.Agent/ListAgents", Via::Admin),
     call("spire.api.server.agent.v1.Agent/PostStatus", Via::Node),
     call("spire.api.server.agent.v1.Agent/RenewAgent", Via::Node),
+    call("spire.api.server.bundle.v1.Bundle/AppendBundle", Via::Admin),
+    call(
+        "spire.api.server.bundle.v1.Bundle/BatchCreateFederatedBundle",
+        Via::Admin,
+    ),
+    call(
+        "spire.api.server.bundle.v1.Bundle/BatchDeleteFederatedBundle",
+        Via::Admin,
+    ),
+    call(
+        "spire.api.server.bundle.v1.Bundle/BatchSetFederatedBundle",
+        Via::Admin,
+    ),
+    call(
+        "spire.api.server.bundle.v1.Bundle/BatchUpdateFederatedBundle",
+        Via::Admin,
+    ),
+    call("spire.api.server.bundle.v1.Bundle/CountBundles", Via::Admin),
     call("spire.api.server.bundle.v1.Bundle/GetBundle", Via::Nobody),
+    call(
+        "spire.api.server.bundle.v1.Bundle/GetFederatedBundle",
+        Via::Node,
+    ),
+    call(
+        "spire.api.server.bundle.v1.Bundle/ListFederatedBundles",
+        Via::Admin,
+    ),
+    call(
+        "spire.api.server.bundle.v1.Bundle/PublishJWTAuthority",
+        Via::Nested,
+    ),
     call("spire.api.server.debug.v1.Debug/GetInfo", Via::Admin),
     call(
         "spire.api.server.entry.v1.Entry/BatchCreateEntry",
@@ -157,6 +191,9 @@ struct Stage {
     local: Raw,
     nobody: Raw,
     node: Node,
+    nested: Node,
+    /// Authorities that are added again and again.
+    authorities: (types::X509Certificate, types::JwtKey),
     workload: Raw,
     /// An entry that the node may ask an SVID for.
     entry_id: String,
@@ -169,6 +206,8 @@ struct Stage {
 struct Registry {
     entries: Vec<types::Entry>,
     agents: Vec<types::Agent>,
+    /// The own one first.
+    bundles: Vec<types::Bundle>,
 }
 
 impl Stage {
@@ -188,6 +227,19 @@ impl Stage {
         admin
             .create(entry(&spiffe_id("/own"), &agent.id, &[&own_selector()]))
             .await;
+        let nested = types::Entry {
+            downstream: true,
+            ..entry(&spiffe_id("/nested"), &node.id, &["unix:uid:4294967293"])
+        };
+        admin.create(nested).await;
+        let nested = Node::minted(address, &admin, &spiffe_id("/nested")).await;
+        let authorities = (remote::ca(FEDERATED), remote::jwt_key("key"));
+        let request = bundle::BatchSetFederatedBundleRequest {
+            bundle: vec![federated(FEDERATED, &authorities)],
+            output_mask: None,
+        };
+        let set = admin.bundles().batch_set_federated_bundle(request).await;
+        set.unwrap();
         let public = vane_tests::admin::unix_channel(&agent.socket)
             .await
             .unwrap();
@@ -199,6 +251,8 @@ impl Stage {
             agent,
             admin,
             node,
+            nested,
+            authorities,
             entry_id,
             fresh: std::cell::Cell::new(0),
         }
@@ -230,9 +284,14 @@ impl Stage {
             ..agent::ListAgentsRequest::default()
         };
         let agents = self.admin.agents().list_agents(request).await.unwrap();
+        let mut bundles = vec![self.admin.bundle().await];
+        let request = bundle::ListFederatedBundlesRequest::default();
+        let listed = self.admin.bundles().list_federated_bundles(request).await;
+        bundles.extend(listed.unwrap().into_inner().bundles);
         Registry {
             entries,
             agents: agents.into_inner().agents,
+            bundles,
         }
     }
 
@@ -321,6 +380,59 @@ impl Stage {
                 output_mask: Some(types::BundleMask::default()),
             }
             .encode_to_vec(),
+            "AppendBundle" => bundle::AppendBundleRequest {
+                x509_authorities: vec![self.authorities.0.clone()],
+                jwt_authorities: vec![self.authorities.1.clone()],
+                output_mask: Some(types::BundleMask::default()),
+                wit_authorities: Vec::new(),
+            }
+            .encode_to_vec(),
+            "BatchCreateFederatedBundle" => bundle::BatchCreateFederatedBundleRequest {
+                bundle: vec![federated(&self.fresh("new"), &self.authorities)],
+                output_mask: Some(types::BundleMask::default()),
+            }
+            .encode_to_vec(),
+            "BatchSetFederatedBundle" => bundle::BatchSetFederatedBundleRequest {
+                bundle: vec![federated(&self.fresh("new"), &self.authorities)],
+                output_mask: Some(types::BundleMask::default()),
+            }
+            .encode_to_vec(),
+            "BatchUpdateFederatedBundle" => bundle::BatchUpdateFederatedBundleRequest {
+                bundle: vec![federated(FEDERATED, &self.authorities)],
+                input_mask: Some(vane_wire::convert::bundle::ALL_FIELDS),
+                output_mask: Some(types::BundleMask::default()),
+            }
+            .encode_to_vec(),
+            "BatchDeleteFederatedBundle" => {
+                let name = self.fresh("old");
+                let request = bundle::BatchSetFederatedBundleRequest {
+                    bundle: vec![federated(&name, &self.authorities)],
+                    output_mask: None,
+                };
+                let mut bundles = self.admin.bundles();
+                bundles.batch_set_federated_bundle(request).await.unwrap();
+                bundle::BatchDeleteFederatedBundleRequest {
+                    trust_domains: vec![name],
+                    mode: 1,
+                }
+                .encode_to_vec()
+            }
+            "GetFederatedBundle" => bundle::GetFederatedBundleRequest {
+                trust_domain: FEDERATED.to_owned(),
+                output_mask: Some(types::BundleMask::default()),
+            }
+            .encode_to_vec(),
+            "ListFederatedBundles" => bundle::ListFederatedBundlesRequest {
+                output_mask: Some(types::BundleMask::default()),
+                page_size: 10,
+                page_token: FEDERATED.to_owned(),
+            }
+            .encode_to_vec(),
+            "PublishJWTAuthority" => bundle::PublishJwtAuthorityRequest {
+                jwt_authority: Some(self.authorities.1.clone()),
+            }
+            .encode_to_vec(),
+            "CountBundles" => Vec::new(),
             "GetInfo" => debug::GetInfoRequest {}.encode_to_vec(),
             "BatchCreateEntry" => registry::BatchCreateEntryRequest {
                 entries: vec![self.full_entry()],
@@ -420,6 +532,7 @@ impl Stage {
             Via::Admin => &self.local,
             Via::Nobody => &self.nobody,
             Via::Node => &self.node.raw,
+            Via::Nested => &self.nested.raw,
             Via::Workload => &self.workload,
         };
         match call.arm {
@@ -437,9 +550,22 @@ impl Stage {
         }
     }
 
-    /// Removes the entries of the case that was, `now` with the one of the base.
+    /// Removes the entries and bundles of the case that was, `now` with those of the base.
     async fn tidy(&self, now: Registry) {
-        let kept = [spiffe_id("/of-the-node"), spiffe_id("/own")];
+        let names = now.bundles.into_iter().skip(1).map(|one| one.trust_domain);
+        let names: Vec<String> = names.filter(|name| name != FEDERATED).collect();
+        if !names.is_empty() {
+            let request = bundle::BatchDeleteFederatedBundleRequest {
+                trust_domains: names,
+                mode: 0,
+            };
+            let mut bundles = self.admin.bundles();
+            bundles
+                .batch_delete_federated_bundle(request)
+                .await
+                .unwrap();
+        }
+        let kept = ["/of-the-node", "/own", "/nested"].map(spiffe_id);
         let ids: Vec<String> = now
             .entries
             .into_iter()
@@ -471,6 +597,17 @@ impl Stage {
         for log in [self.world.server_log(), self.agent.log()] {
             assert!(!log.contains("panicked"), "{log}");
         }
+    }
+}
+
+fn federated(name: &str, authorities: &(types::X509Certificate, types::JwtKey)) -> types::Bundle {
+    types::Bundle {
+        trust_domain: name.to_owned(),
+        x509_authorities: vec![authorities.0.clone()],
+        jwt_authorities: vec![authorities.1.clone()],
+        refresh_hint: 60,
+        sequence_number: 1,
+        wit_authorities: Vec::new(),
     }
 }
 
@@ -650,7 +787,8 @@ fn must_be_refused(call: &Call, field: &str, fault: Fault) -> bool {
                 "by_parent_id",
             ];
             let server = call.via == Via::Admin;
-            let trust_domain = last == "trust_domain";
+            // The bundles of others are what federation is about.
+            let trust_domain = last == "trust_domain" && !call.path.contains(".bundle.");
             let minted = call.name() == "MintX509SVID" && last == "csr";
             server && !in_mask && (trust_domain || minted || id.contains(&last))
         }
@@ -698,6 +836,17 @@ fn is_required(call: &Call, field: &str) -> bool {
         "CreateJoinToken" => field == "ttl" || field == "agent_id.path",
         "RenewAgent" | "BatchNewX509SVID" => true,
         "MintX509SVID" => field == "csr",
+        "GetFederatedBundle" => field == "trust_domain",
+        "BatchCreateFederatedBundle" | "BatchSetFederatedBundle" | "BatchUpdateFederatedBundle" => {
+            field == "bundle.trust_domain"
+        }
+        "PublishJWTAuthority" => [
+            "jwt_authority",
+            "jwt_authority.public_key",
+            "jwt_authority.key_id",
+        ]
+        .contains(&field),
+        "SetLogLevel" => true,
         "GetEntry" => field == "id",
         "BatchCreateEntry" | "BatchUpdateEntry" => {
             let inside = ["spiffe_id", "parent_id", "selectors"];
@@ -915,7 +1064,6 @@ async fn a_call_that_is_not_tested_here_is_not_served() {
     assert_eq!(
         downstream,
         [
-            "/spire.api.server.bundle.v1.Bundle/PublishJWTAuthority",
             "/spire.api.server.bundle.v1.Bundle/PublishWITAuthority",
             "/spire.api.server.svid.v1.SVID/NewDownstreamX509CA",
         ]

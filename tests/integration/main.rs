@@ -2,7 +2,9 @@
 
 mod attest;
 mod bad_input;
+mod compat;
 mod differential;
+mod federate;
 mod garbage;
 mod health;
 mod issue;

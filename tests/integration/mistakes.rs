@@ -284,6 +284,56 @@ const MISTAKES: &[Mistake] = &[
     mistake("agent list --banned maybe", &["maybe", "--banned"]),
     mistake("agent list --expires-before tomorrow", &["tomorrow"]),
     mistake("bundle show --format der", &["der", "--format"]),
+    // Bundles of others.
+    mistake("bundle list --id Other.org", &["--id", "Other.org"]),
+    mistake(
+        "bundle list --id other.org",
+        &["--id other.org", "vane bundle list"],
+    ),
+    mistake(
+        "bundle list --id example.org",
+        &["--id example.org", "own trust domain", "vane bundle show"],
+    ),
+    mistake("bundle set", &["--id"]),
+    mistake(
+        "bundle set --id other.org --path {dir}/nothing.pem",
+        &["{dir}/nothing.pem", "--path"],
+    ),
+    reads(
+        "bundle set --id other.org",
+        "no bundle",
+        &["standard input", "pem", "--format spiffe"],
+    ),
+    reads(
+        "bundle set --id other.org --format spiffe",
+        "{}",
+        &["standard input", "spiffe", "--format pem"],
+    ),
+    reads(
+        "bundle set --id example.org --format spiffe",
+        r#"{"keys":[]}"#,
+        &["--id example.org", "own trust domain"],
+    ),
+    mistake(
+        "bundle delete --id other.org",
+        &["--id other.org", "vane bundle list"],
+    ),
+    mistake(
+        "bundle delete --id example.org",
+        &["--id example.org", "another trust domain"],
+    ),
+    mistake(
+        "bundle delete --id other.org --mode all",
+        &["--mode", "all"],
+    ),
+    // Logs.
+    mistake("logger set", &["--level"]),
+    mistake("logger set --level loud", &["--level", "loud"]),
+    mistake(
+        "logger get --agent --agent-socket {dir}/nothing.sock",
+        &["{dir}/nothing.sock", "--agent-socket"],
+    ),
+    mistake("agent purge --expired-for soon", &["--expired-for", "soon"]),
     mistake("token create --ttl 0", &["ttl"]),
     mistake(
         "token create --spiffe-id spiffe://other.org/node",

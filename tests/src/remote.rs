@@ -20,8 +20,11 @@ use vane_identity::id::{SpiffeId, TrustDomain};
 use vane_identity::key::{KeyType, PrivateKey};
 use vane_identity::x509_svid::{Certificate, X509Svid};
 use vane_wire::spire::api::server::agent::v1 as wire;
+use vane_wire::spire::api::server::svid::v1::MintX509svidRequest;
+use vane_wire::spire::api::server::svid::v1::svid_client::SvidClient;
 use vane_wire::spire::api::types;
 
+use crate::admin::Admin;
 use crate::raw::Raw;
 use crate::world::{TRUST_DOMAIN, spiffe_id};
 
@@ -147,10 +150,57 @@ impl Node {
         let key = Key::generate();
         let nobody = Raw::new(channel(address, nobody()).await.unwrap());
         let chain = attest(&nobody, token, &key).await.unwrap();
-        let id = X509Svid::parse(chain.clone()).unwrap().id().to_string();
-        let config = with_svid(&chain, &key, bundle);
+        Self::with(address, &chain, &key, bundle).await
+    }
+
+    /// One with the SVID that an administrator made for `id`.
+    pub async fn minted(address: SocketAddr, admin: &Admin, id: &str) -> Self {
+        let key = Key::generate();
+        let request = MintX509svidRequest {
+            csr: key.csr(Some(id)).into(),
+            ttl: 0,
+        };
+        let mut client = SvidClient::new(admin.channel());
+        let minted = client.mint_x509svid(request).await.unwrap().into_inner();
+        let chain = minted.svid.unwrap().cert_chain;
+        let chain: Vec<_> = chain.iter().map(|der| Certificate::from_der(der)).collect();
+        Self::with(address, &chain, &key, &admin.bundle().await).await
+    }
+
+    async fn with(
+        address: SocketAddr,
+        chain: &[Certificate],
+        key: &Key,
+        bundle: &types::Bundle,
+    ) -> Self {
+        let id = X509Svid::parse(chain.to_vec()).unwrap().id().to_string();
+        let config = with_svid(chain, key, bundle);
         let raw = Raw::new(channel(address, config).await.unwrap());
         Self { id, raw }
+    }
+}
+
+/// A CA certificate for `trust_domain`.
+pub fn ca(trust_domain: &str) -> types::X509Certificate {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let uri = format!("spiffe://{trust_domain}");
+    params.subject_alt_names = vec![rcgen::SanType::URI(uri.as_str().try_into().unwrap())];
+    types::X509Certificate {
+        asn1: params.self_signed(&key).unwrap().der().to_vec().into(),
+        tainted: false,
+    }
+}
+
+/// A JWT authority.
+pub fn jwt_key(key_id: &str) -> types::JwtKey {
+    let key = rcgen::KeyPair::generate().unwrap();
+    types::JwtKey {
+        public_key: rcgen::PublicKeyData::subject_public_key_info(&key).into(),
+        key_id: key_id.to_owned(),
+        expires_at: 4_000_000_000,
+        tainted: false,
     }
 }
 

@@ -134,6 +134,11 @@ impl World {
         self.server.take().expect("the server runs").kill().await;
     }
 
+    /// Adds a line to `[server]` for the next start.
+    pub fn add_to_server(&mut self, line: &str) {
+        let _ = writeln!(self.options.server, "{line}");
+    }
+
     /// Starts the server, on the port it had.
     pub async fn restart_server(&mut self) {
         self.try_restart_server()

@@ -1,5 +1,7 @@
 //! `vane agent`: the attested nodes.
 
+mod purge;
+
 use clap::{Args, Subcommand};
 use tonic::transport::Channel;
 use vane_chassis::clock::{Clock as _, System};
@@ -12,6 +14,8 @@ use crate::failure::{self, Failure};
 use crate::flags::{self, Match};
 use crate::output::{self, Format};
 use crate::status;
+
+use purge::Purge;
 
 const PAGE: i32 = 1000;
 /// Where `vane-agent` puts its admin socket when nothing is said.
@@ -43,6 +47,11 @@ pub(crate) enum Agent {
         after_help = "Examples:\n  vane agent evict --spiffe-id spiffe://example.org/spire/agent/join_token/…"
     )]
     Evict(One),
+    /// Evict the agents whose SVID expired long ago; those that cannot attest again stay.
+    #[command(
+        after_help = "Examples:\n  vane agent purge --dry-run\n  vane agent purge --expired-for 90days"
+    )]
+    Purge(Purge),
     /// How the agent of this node fares: faults with the way out, clock, link to the server,
     /// rotations, counts.
     #[command(
@@ -104,6 +113,7 @@ impl Agent {
             Self::Show(one) => one.show().await,
             Self::Ban(one) => one.ban().await,
             Self::Evict(one) => one.evict().await,
+            Self::Purge(purge) => purge.run().await,
             Self::Status(Local {
                 socket_path,
                 output,

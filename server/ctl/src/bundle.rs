@@ -1,16 +1,23 @@
-//! `vane bundle`: the authorities of the server's trust domain.
+//! `vane bundle`: the authorities of the server's trust domain, and those of the trust domains
+//! that its workloads talk to.
 
-use clap::{Args, Subcommand, ValueEnum};
-use vane_identity::bundle::Bundle as Authorities;
-use vane_wire::spire::api::server::bundle::v1::GetBundleRequest;
+mod change;
+mod show;
+
+#[cfg(test)]
+mod tests;
+
+use clap::{Subcommand, ValueEnum};
+use tonic::transport::Channel;
 use vane_wire::spire::api::server::bundle::v1::bundle_client::BundleClient;
-use vane_wire::spire::api::types;
 
-use crate::api::{Server, answer, client, request};
+use crate::api::client;
 use crate::failure::Failure;
-use crate::output;
 
-/// The authorities of the server's trust domain.
+use change::{Delete, Set};
+use show::{Count, List, Show};
+
+/// The authorities of the server's trust domain, and of those that it federates with.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bundle {
     /// Print the bundle, for agents to be bootstrapped with.
@@ -18,17 +25,27 @@ pub(crate) enum Bundle {
         after_help = "Examples:\n  vane bundle show > bundle.pem\n  vane bundle show --format spiffe"
     )]
     Show(Show),
+    /// Print the bundles of other trust domains, or that of one.
+    #[command(
+        after_help = "Examples:\n  vane bundle list\n  vane bundle list --id other.org --format spiffe"
+    )]
+    List(List),
+    /// Count the bundles, the server's own among them.
+    #[command(after_help = "Examples:\n  vane bundle count\n  vane bundle count -o json")]
+    Count(Count),
+    /// Keep the bundle of another trust domain, so that entries can federate with it.
+    #[command(
+        after_help = "Examples:\n  vane bundle set --id other.org --path other.pem\n  vane bundle set --id other.org --format spiffe < other.json"
+    )]
+    Set(Set),
+    /// Forget the bundle of another trust domain.
+    #[command(
+        after_help = "Examples:\n  vane bundle delete --id other.org\n  vane bundle delete --id other.org --mode dissociate"
+    )]
+    Delete(Delete),
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct Show {
-    /// How the bundle is printed.
-    #[arg(long, value_enum, default_value = "pem")]
-    format: Form,
-    #[command(flatten)]
-    server: Server,
-}
-
+/// How a bundle is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Form {
     /// The CA certificates as PEM.
@@ -40,35 +57,16 @@ enum Form {
 impl Bundle {
     /// Carries the command out.
     pub(crate) async fn run(self) -> Result<(), Failure> {
-        let Self::Show(show) = self;
-        let channel = show.server.connect().await?;
-        let message = GetBundleRequest { output_mask: None };
-        let bundle = answer(
-            client!(BundleClient<_>, channel)
-                .get_bundle(request(message))
-                .await,
-        )?;
-        if show.server.json() {
-            return output::json(&bundle);
-        }
-        match show.format {
-            Form::Pem => output::raw(&pem(&bundle)),
-            Form::Spiffe => output::line(spiffe(&bundle)?),
+        match self {
+            Self::Show(show) => show.run().await,
+            Self::List(list) => list.run().await,
+            Self::Count(count) => count.run().await,
+            Self::Set(set) => set.run().await,
+            Self::Delete(delete) => delete.run().await,
         }
     }
 }
 
-fn pem(bundle: &types::Bundle) -> String {
-    bundle
-        .x509_authorities
-        .iter()
-        .map(|one| crate::svid::pem("CERTIFICATE", &one.asn1))
-        .collect()
-}
-
-fn spiffe(bundle: &types::Bundle) -> Result<String, Failure> {
-    let refuse = |why: String| Failure::new(format!("the server's bundle cannot be read: {why}"));
-    let value = Authorities::try_from(bundle).map_err(|error| refuse(error.to_string()))?;
-    let json = value.to_jwks().map_err(|error| refuse(error.to_string()))?;
-    String::from_utf8(json).map_err(|error| refuse(error.to_string()))
+fn bundles(channel: Channel) -> BundleClient<Channel> {
+    client!(BundleClient<_>, channel)
 }

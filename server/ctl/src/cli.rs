@@ -13,6 +13,7 @@ use crate::entry::Entry;
 use crate::failure::Failure;
 use crate::health::Health;
 use crate::jwt::Jwt;
+use crate::logger::Logger;
 use crate::server::Server;
 use crate::svid::Svid;
 use crate::token::Token;
@@ -44,6 +45,8 @@ enum Command {
     Svid(Svid),
     #[command(subcommand)]
     Jwt(Jwt),
+    #[command(subcommand)]
+    Logger(Logger),
     #[command(subcommand)]
     Server(Server),
     Health(Health),
@@ -85,6 +88,7 @@ fn run(command: Command) -> Result<(), Failure> {
             Command::Bundle(bundle) => bundle.run().await,
             Command::Svid(svid) => svid.run().await,
             Command::Jwt(jwt) => jwt.run().await,
+            Command::Logger(logger) => logger.run().await,
             Command::Server(server) => server.run().await,
             Command::Health(health) => health.run().await,
             Command::Completion(completion) => completion.run::<Cli>(),

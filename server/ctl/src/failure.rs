@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use tonic::Code;
-use vane_identity::id::{IdError, SpiffeId};
+use vane_identity::id::{IdError, SpiffeId, TrustDomain};
 use vane_identity::selector::{Selector, SelectorError};
 
 /// What a server says of an ID that is not its own.
@@ -176,6 +176,14 @@ pub(crate) fn spiffe_id(flag: &str, text: &str) -> Result<SpiffeId, Failure> {
             }
             _ => failure.hint("see `vane entry create --help` for examples"),
         }
+    })
+}
+
+/// Reads a trust domain of a flag: its name, or its ID.
+pub(crate) fn trust_domain(flag: &str, text: &str) -> Result<TrustDomain, Failure> {
+    TrustDomain::parse_name_or_id(text).map_err(|error| {
+        let failure = Failure::usage(format!("{flag} {text:?} is not a trust domain: {error}"));
+        failure.hint(format!("for example {flag} other.org"))
     })
 }
 

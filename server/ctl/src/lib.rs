@@ -25,6 +25,7 @@ mod token;
 
 mod bundle;
 mod health;
+mod logger;
 
 mod dev;
 

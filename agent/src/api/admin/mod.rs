@@ -9,14 +9,17 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
+use vane_chassis::telemetry;
 use vane_chassis::unix_listener::UnixListener;
 use vane_wire::spire::agent::debug::v1::debug_server::DebugServer;
+use vane_wire::spire::api::agent::logger::v1::logger_server::LoggerServer;
 use vane_wire::vane::status::v1::status_server::StatusServer;
 
 use super::{Connector, ServeError, health, serve_routes, with_reflection};
 use crate::vitals::Vitals;
 
 mod debug;
+mod logger;
 mod status;
 
 /// The services of the socket.
@@ -27,8 +30,14 @@ pub(crate) struct Services(Routes);
 /// # Errors
 /// [`ServeError::Reflection`].
 pub(crate) async fn services(vitals: Arc<Vitals>) -> Result<Services, ServeError> {
-    let names = ["spire.agent.debug.v1.Debug", "vane.status.v1.Status"];
+    let names = [
+        "spire.agent.debug.v1.Debug",
+        "spire.api.agent.logger.v1.Logger",
+        "vane.status.v1.Status",
+    ];
+    let logger = logger::LoggerService(telemetry::running());
     let routes = Routes::new(DebugServer::new(debug::DebugService(Arc::clone(&vitals))))
+        .add_service(LoggerServer::new(logger))
         .add_service(StatusServer::new(status::StatusService(vitals)))
         .add_service(health().await);
     Ok(Services(with_reflection(routes, &names)?))

@@ -145,6 +145,7 @@ fn federating(path: &str, uid: u32, names: &[&str]) -> types::Entry {
     }
 }
 
+/// Proves: TDB-03.
 #[tokio::test]
 async fn a_federated_bundle_is_kept_as_it_is_given() {
     let mut world = World::new().await;
