@@ -3,6 +3,7 @@
 //! A channel connects when it is first used and again when its connection broke; HTTP/2 pings
 //! find a dead peer. The identity is the one at the time of the handshake.
 
+use std::net::Ipv6Addr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,13 +37,23 @@ pub fn server(host: &str, port: u16, tls: Arc<ClientConfig>) -> Channel {
             Ok::<_, std::io::Error>(TokioIo::new(stream))
         }
     });
-    // The URI only fills `:authority`; the connector knows where to go.
-    Endpoint::from_static("http://vane-server")
+    endpoint(host, port)
         .connect_timeout(CONNECT)
         .http2_keep_alive_interval(PING)
         .keep_alive_timeout(PONG)
         .keep_alive_while_idle(true)
         .connect_with_connector_lazy(connector)
+}
+
+/// The URI only fills `:authority`, from which a SPIRE server tells its attestors where it was
+/// called; the connector knows where to go.
+fn endpoint(host: &str, port: u16) -> Endpoint {
+    let uri = match host.parse::<Ipv6Addr>() {
+        Ok(address) => format!("http://[{address}]:{port}"),
+        Err(_) => format!("http://{host}:{port}"),
+    };
+    let plain = || Endpoint::from_static("http://vane-server");
+    Endpoint::from_shared(uri).unwrap_or_else(|_| plain())
 }
 
 /// Connects to a Unix socket.
@@ -71,6 +82,25 @@ pub async fn workload_api(
                 .connect_timeout(CONNECT)
                 .connect()
                 .await
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_authority_is_host_and_port_where_that_can_be_said() {
+        let table = [
+            ("server.example.org", "server.example.org:8081"),
+            ("192.0.2.1", "192.0.2.1:8081"),
+            ("2001:db8::1", "[2001:db8::1]:8081"),
+            ("no host", "vane-server"),
+        ];
+        for (host, authority) in table {
+            let uri = endpoint(host, 8081).uri().clone();
+            assert_eq!(uri.authority().unwrap().as_str(), authority);
         }
     }
 }
