@@ -6,29 +6,33 @@
 //! certificate of `/spire-exchange/…` becomes an agent of that path. Everything is bounded and
 //! the chain verified before anything is answered; a challenge is good for its one stream.
 
+mod config;
+mod wire;
+
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use serde::{Deserialize, Serialize};
 use vane_chassis::builtin::{Builtin, OpenError};
 use zeroize::Zeroizing;
 
 use crate::chain::{self, Facts, Root};
-use crate::possession::{self, NONCE, PrivateKey, Signature};
+use crate::possession::{self, PrivateKey, Signature};
 use crate::template::Template;
 use crate::{Admission, Attested, Claim, Deps, ProveError, Prover, Step, Verifier, VerifyError};
 
+use config::{ConfigError, certificates, read, roots};
+use wire::{
+    Challenge, EcdsaSignature, Evidence, Nonce, Response, RsaSignature, json, nonce, parse,
+};
+
+pub use config::{Mode, ProverConfig, VerifierConfig};
+
 const NAME: &str = "x509pop";
-/// The most bytes of evidence or of an answer.
-const MAX_MESSAGE: usize = 512 * 1024;
-/// The most bytes of a file.
-const MAX_FILE: u64 = 1024 * 1024;
 /// What a path template may name.
 const FIELDS: &[&str] = &[
     "PluginName",
@@ -39,111 +43,6 @@ const FIELDS: &[&str] = &[
     "Subject.CommonName",
     "URISanSelectors.",
 ];
-
-/// The evidence: DER certificates in base64, leaf first.
-#[derive(Debug, Serialize, Deserialize)]
-struct Evidence {
-    #[serde(default)]
-    certificates: Option<Vec<String>>,
-}
-
-/// A challenge; one of the two is there.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-struct Challenge {
-    rsa_signature: Option<Nonce>,
-    ecdsa_signature: Option<Nonce>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct Nonce {
-    nonce: String,
-}
-
-/// The answer to a challenge of the same kind.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-struct Response {
-    rsa_signature: Option<RsaSignature>,
-    ecdsa_signature: Option<EcdsaSignature>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct RsaSignature {
-    nonce: String,
-    signature: String,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct EcdsaSignature {
-    nonce: String,
-    r: String,
-    s: String,
-}
-
-/// Where the agent finds what it proves itself with.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ProverConfig {
-    /// The key of the certificate, PEM; read at each attestation.
-    pub private_key_path: PathBuf,
-    /// The certificate, PEM, leaf first; intermediates may follow it.
-    pub certificate_path: PathBuf,
-    /// Further intermediates, PEM.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub intermediates_path: Option<PathBuf>,
-}
-
-/// Which nodes the server takes, and what it calls them.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct VerifierConfig {
-    /// `external_pki`: CAs of files; `spiffe`: the trust domain's own.
-    pub mode: Mode,
-    /// What the path of an SVID begins with in mode `spiffe`; the rest names the agent.
-    #[serde(alias = "svid_prefix")]
-    pub spiffe_prefix: String,
-    /// A file with CA certificates, PEM.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ca_bundle_path: Option<PathBuf>,
-    /// Several such files.
-    pub ca_bundle_paths: Vec<PathBuf>,
-    /// The agent's path below /spire/agent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub agent_path_template: Option<String>,
-    /// The most certificates between leaf and CA.
-    pub max_intermediates: usize,
-    /// The most bits of an RSA key in the chain.
-    pub max_rsa_key_size: usize,
-    /// Whether the address that the node calls from must stand in its certificate.
-    pub verify_client_ip: bool,
-}
-
-/// Whose certificates are taken.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Mode {
-    /// Those of CAs in files.
-    #[default]
-    ExternalPki,
-    /// Those of the trust domain itself.
-    Spiffe,
-}
-
-impl Default for VerifierConfig {
-    fn default() -> Self {
-        Self {
-            mode: Mode::default(),
-            spiffe_prefix: "/spire-exchange/".to_owned(),
-            ca_bundle_path: None,
-            ca_bundle_paths: Vec::new(),
-            agent_path_template: None,
-            max_intermediates: 4,
-            max_rsa_key_size: 8_192,
-            verify_client_ip: false,
-        }
-    }
-}
 
 /// The agent's half.
 pub struct Node {
@@ -159,31 +58,6 @@ pub struct Gate {
     template: Template,
     config: VerifierConfig,
     deps: Deps,
-}
-
-/// What is wrong with the configuration of the server's half.
-#[derive(Debug, thiserror::Error)]
-enum ConfigError {
-    #[error("x509pop: only one of ca_bundle_path and ca_bundle_paths can be set")]
-    BothPaths,
-    #[error("x509pop: one of ca_bundle_path and ca_bundle_paths must be set, or mode = \"spiffe\"")]
-    NoPath,
-    #[error("x509pop: ca_bundle_path and ca_bundle_paths cannot be set with mode = \"spiffe\"")]
-    PathInSpiffe,
-    #[error("x509pop: {0} must be greater than 0")]
-    Zero(&'static str),
-    #[error("x509pop: spiffe_prefix \"{0}\" must begin with a slash")]
-    Prefix(String),
-    #[error("x509pop: agent_path_template must begin with a slash")]
-    TemplateSlash,
-    #[error("x509pop: agent_path_template: {0}")]
-    Template(#[from] crate::template::TemplateError),
-    #[error("x509pop: {path}: {source}")]
-    File { path: PathBuf, source: ProveError },
-    #[error("x509pop: {0} has a certificate that cannot be read")]
-    Certificate(PathBuf),
-    #[error("x509pop: {0} has no certificate")]
-    NoCertificate(PathBuf),
 }
 
 impl Builtin<dyn Prover, ()> for Node {
@@ -551,21 +425,6 @@ fn check_answer(leaf: &Facts, challenge: &[u8], answer: &[u8]) -> Result<(), Ver
     if holds { Ok(()) } else { Err(failed(text)) }
 }
 
-fn nonce(text: &str) -> Option<[u8; NONCE]> {
-    STANDARD.decode(text).ok()?.try_into().ok()
-}
-
-fn parse<'t, T: Deserialize<'t>>(bytes: &'t [u8]) -> Option<T> {
-    if bytes.len() > MAX_MESSAGE {
-        return None;
-    }
-    serde_json::from_slice(bytes).ok()
-}
-
-fn json<T: Serialize>(message: &T) -> Result<Vec<u8>, ProveError> {
-    serde_json::to_vec(message).map_err(|_| ProveError::Challenge(NAME))
-}
-
 fn malformed(why: impl std::fmt::Display) -> VerifyError {
     VerifyError::Malformed(format!("nodeattestor({NAME}): {why}"))
 }
@@ -576,60 +435,6 @@ fn denied(why: impl std::fmt::Display) -> VerifyError {
 
 fn internal(why: impl std::fmt::Display) -> VerifyError {
     VerifyError::Internal(format!("nodeattestor({NAME}): {why}"))
-}
-
-/// The CAs that the files of `config` name.
-fn roots(config: &VerifierConfig) -> Result<Vec<Root>, ConfigError> {
-    let mut paths = config.ca_bundle_paths.clone();
-    match (&config.ca_bundle_path, config.mode) {
-        (Some(_), Mode::ExternalPki) if !paths.is_empty() => return Err(ConfigError::BothPaths),
-        (Some(path), Mode::ExternalPki) => paths.push(path.clone()),
-        (None, Mode::ExternalPki) if paths.is_empty() => return Err(ConfigError::NoPath),
-        (None, Mode::ExternalPki) => {}
-        (None, Mode::Spiffe) if paths.is_empty() => return Ok(Vec::new()),
-        (_, Mode::Spiffe) => return Err(ConfigError::PathInSpiffe),
-    }
-    let mut roots = Vec::new();
-    for path in paths {
-        let unread = |source| ConfigError::File {
-            path: path.clone(),
-            source,
-        };
-        let ders = certificates(&path).map_err(unread)?;
-        if ders.is_empty() {
-            return Err(ConfigError::NoCertificate(path));
-        }
-        for der in ders {
-            let root = Root::new(&der).map_err(|_| ConfigError::Certificate(path.clone()))?;
-            roots.push(root);
-        }
-    }
-    Ok(roots)
-}
-
-/// The certificates of a PEM file.
-fn certificates(path: &Path) -> Result<Vec<Vec<u8>>, ProveError> {
-    let text = read(path)?;
-    let malformed = |_| ProveError::Pem {
-        path: path.to_owned(),
-    };
-    CertificateDer::pem_slice_iter(&text)
-        .map(|der| der.map(|der| der.to_vec()).map_err(malformed))
-        .collect()
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, ProveError> {
-    use std::io::Read as _;
-    let unread = |source| ProveError::File {
-        path: path.to_owned(),
-        source,
-    };
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(unread)?;
-    file.take(MAX_FILE)
-        .read_to_end(&mut bytes)
-        .map_err(unread)?;
-    Ok(bytes)
 }
 
 #[cfg(test)]

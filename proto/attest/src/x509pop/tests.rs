@@ -12,8 +12,10 @@ use vane_identity::bundle::{Bundle, X509Authority};
 use vane_identity::id::TrustDomain;
 use vane_identity::x509_svid::Certificate;
 
+use super::wire::MAX_MESSAGE;
 use super::*;
 use crate::Round;
+use crate::possession::NONCE;
 
 type Ca = CertifiedIssuer<'static, KeyPair>;
 
