@@ -29,8 +29,10 @@ use crate::front::{Desk, Front, Surroundings};
 use crate::jwt::{self, JwtCache};
 use crate::node;
 use crate::obtain::{Anew, Obtain, Persistence};
-use crate::own_svid::Disk;
+use crate::own_svid::{Disk, OwnSvid};
 use crate::renewal::{Renewal, RenewalError};
+use crate::sealed::{self, Restored, Vault, VaultError, Writer};
+use crate::snapshot::Standing;
 use crate::takeover::{self, Start};
 use crate::tenure::Tenure;
 use crate::vitals::Vitals;
@@ -63,6 +65,8 @@ struct Parts {
     roots: Arc<Roots>,
     disk: Arc<Disk>,
     tenure: Tenure,
+    /// None when nothing is kept over a restart.
+    vault: Option<Arc<Vault>>,
 }
 
 /// Runs an agent until `stop`, and tells `on_ready` once its socket is open.
@@ -98,8 +102,10 @@ pub(crate) async fn run_in(
         None => return Ok(()),
     };
     let disk = Arc::new(Disk::new(dir, config.agent.trust_domain.clone()));
+    let vault = vault(&config)?;
     let watched = Watched::new(Arc::new(System));
     let parts = Parts {
+        vault: vault.clone(),
         clock: Arc::<Watched>::clone(&watched),
         watched,
         backoff: Policy::new(
@@ -127,9 +133,39 @@ pub(crate) async fn run_in(
     if ended.as_ref().err().is_some_and(is_final) {
         disk.forget()
             .context("cannot remove the SVID that the server denies")?;
+        if let Some(vault) = vault {
+            vault
+                .wipe()
+                .context("cannot remove what the workloads have")?;
+        }
         tracing::error!("removed this agent's own SVID: the server denies it");
     }
     ended
+}
+
+/// Where the state is sealed. Without a place for the key the agent goes on: what it cannot keep
+/// comes from the server again.
+fn vault(config: &Config) -> anyhow::Result<Option<Arc<Vault>>> {
+    let agent = &config.agent;
+    if !agent.sealed_state {
+        private_dir(&agent.data_dir)?.remove(sealed::FILE)?;
+        return Ok(None);
+    }
+    match Vault::open(
+        agent.trust_domain.clone(),
+        &agent.data_dir,
+        &agent.seal_key_dir,
+    ) {
+        Ok(vault) => Ok(Some(Arc::new(vault))),
+        Err(error @ VaultError::Newer { .. }) => Err(error.into()),
+        Err(error) => {
+            tracing::warn!(
+                %error,
+                "nothing is kept for the workloads over a restart: agent.seal_key_dir has to be a folder on a tmpfs that this user may write to (agent.sealed_state = false silences this)"
+            );
+            Ok(None)
+        }
+    }
 }
 
 /// Whether the server denied the SVID for good (SPIRE's agents remove it then, too).
@@ -157,11 +193,12 @@ impl Parts {
     ) -> anyhow::Result<()> {
         let started = self.clock.monotonic();
         let obtain = self.obtain();
-        let own = tokio::select! {
-            own = obtain.own_svid(Persistence::Starting) => own?,
+        let (agent_id, own, restored) = tokio::select! {
+            start = self.start(&obtain) => start?,
             () = stop.cancelled() => return Ok(()),
         };
-        let agent_id = own.id.clone();
+        // A successor is in sync before it takes over.
+        let serves_at_once = restored.is_some() && !front.is_successor();
 
         let metrics = Metrics::new(PREFIX, env!("CARGO_PKG_VERSION"));
         metrics.register_process(self.config.agent.trust_domain.as_str(), &self.clock);
@@ -169,10 +206,25 @@ impl Parts {
         let waits = vane_chassis::ready::Ready::new();
         let first_sync = waits.register("the first sync with the server");
         let health = Health::new(waits);
-        let (has_svid, own_svid) = watch::channel(false);
+        let (own_sender, own_svid) = watch::channel(None);
         let (bundle_sender, bundle) = watch::channel(None);
-        let (held, is_held) = watch::channel(None);
         let anew = Arc::new(Anew::default());
+        let shown_own = own_svid.clone();
+        let (writer, sealer) = self
+            .vault
+            .as_ref()
+            .map(|vault| {
+                let deps = sealed::Deps {
+                    vault: Arc::clone(vault),
+                    own: own_svid.clone(),
+                    clock: Arc::clone(&self.clock),
+                    tenure: self.tenure.clone(),
+                    backoff: self.backoff,
+                    counters: counters.clone(),
+                };
+                Writer::new(deps, restored.as_ref())
+            })
+            .unzip();
         let deps = cache::Deps {
             anew: Arc::clone(&anew),
             clock: Arc::clone(&self.clock),
@@ -183,8 +235,14 @@ impl Parts {
             prefetch: self.config.agent.svid_cache_max,
             sync_interval: self.config.agent.sync_interval,
             counters: counters.clone(),
+            sealer,
+            offline_grace: self.config.agent.offline_grace,
         };
-        let (cache, reader, synced) = Cache::new(deps, self.config.agent.trust_domain.clone());
+        let (mut cache, reader, mut synced) =
+            Cache::new(deps, self.config.agent.trust_domain.clone());
+        if let Some(restored) = restored {
+            cache = cache.restore(restored);
+        }
         let (jwt_cache, tokens) = JwtCache::new(jwt::Deps {
             clock: Arc::clone(&self.clock),
             snapshots: reader.snapshots(),
@@ -203,16 +261,15 @@ impl Parts {
             disk: Arc::clone(&self.disk),
             connect: self.connect()?,
             backoff: self.backoff,
-            has_svid,
+            own: own_sender,
             bundle,
             tenure: self.tenure.clone(),
-            held,
             counters: counters.clone(),
         };
         let vitals = Arc::new(Vitals {
             clock: Arc::clone(&self.clock),
             started,
-            own: is_held.clone(),
+            own: shown_own.clone(),
             reader: reader.clone(),
             counters: counters.clone(),
             disk: Arc::clone(&self.disk),
@@ -223,9 +280,12 @@ impl Parts {
 
         let mut tasks = Tasks::with_token(stop.clone());
         tasks.spawn("clock", Arc::clone(&self.watched).run(stop.clone()));
+        if let Some(writer) = writer {
+            tasks.spawn("sealed state", writer.run(stop.clone()));
+        }
         tasks.spawn("cache", cache.run(stop.clone()));
         tasks.spawn("JWT cache", jwt_cache.run(stop.clone()));
-        tasks.spawn("own SVID", renewal.run(Some(own), stop.clone()));
+        tasks.spawn("own SVID", renewal.run(own, stop.clone()));
         tasks.spawn(
             "bundle",
             follow_bundle(
@@ -241,7 +301,7 @@ impl Parts {
             health,
         };
         front.open_desk(&mut tasks, desk).await?;
-        if !front.warm(synced).await? {
+        if !serves_at_once && !front.warm(synced.clone()).await? {
             return finish(tasks).await;
         }
         let source = Arc::new(Source {
@@ -262,19 +322,23 @@ impl Parts {
         let settled = front.settle(&mut tasks).await?;
         front.open(&mut tasks, &source)?;
         settled.serving().await;
-        tasks.spawn("status", {
-            let channel = (self.connect()?)();
-            async move {
-                node::post_status(channel).await;
-                Ok::<(), std::convert::Infallible>(())
-            }
-        });
-        first_sync.done();
         on_ready(Ready {
             workload_api: self.config.agent.socket_path.clone(),
             agent_id,
         });
-        let end = front.until_the_end(is_held, reader, self.tenure).await;
+        tasks.spawn("first sync", {
+            let channel = (self.connect()?)();
+            let stop = stop.clone();
+            async move {
+                let first = async { synced.wait_for(|synced| *synced).await.is_ok() };
+                if stop.run_until_cancelled(first).await == Some(true) {
+                    first_sync.done();
+                    node::post_status(channel).await;
+                }
+                Ok::<(), std::convert::Infallible>(())
+            }
+        });
+        let end = front.until_the_end(shown_own, reader, self.tenure).await;
         let ended = finish(tasks).await;
         // What is on disk is the successor's: no error of the last moments may remove it.
         match (end.taken.is_some(), ended) {
@@ -284,6 +348,23 @@ impl Parts {
             }
             (_, ended) => ended,
         }
+    }
+
+    /// With sealed state nothing is waited for; without, the SVID of the agent is.
+    async fn start(
+        &self,
+        obtain: &Obtain,
+    ) -> anyhow::Result<(SpiffeId, Option<OwnSvid>, Option<Restored>)> {
+        let agent_id = self.disk.load()?.svid.map(|svid| svid.id);
+        let restored = match &self.vault {
+            Some(vault) => vault.load(agent_id.as_ref(), self.clock.now())?,
+            None => None,
+        };
+        if let (Some(agent_id), Some(restored)) = (agent_id, restored) {
+            return Ok((agent_id, obtain.kept()?, Some(restored)));
+        }
+        let own = obtain.own_svid(Persistence::Starting).await?;
+        Ok((own.id.clone(), Some(own), None))
     }
 
     fn obtain(&self) -> Obtain {
@@ -362,7 +443,14 @@ async fn follow_bundle(
             () = stop.cancelled() => return Ok(()),
             changed = snapshots.changed() => if changed.is_err() { return Ok(()) },
         }
-        let bundle = snapshots.borrow_and_update().own_bundle().cloned();
+        let bundle = {
+            let snapshot = snapshots.borrow_and_update();
+            // One from before a restart may be older than the one beside the agent's own SVID.
+            match snapshot.standing() {
+                Standing::Current => snapshot.own_bundle().cloned(),
+                Standing::Unconfirmed | Standing::Overdue => None,
+            }
+        };
         let Some(bundle) = bundle else { continue };
         let known = own
             .borrow()

@@ -26,9 +26,15 @@ use crate::issue::{self, BATCH, Outcome};
 use crate::link::{End, Event, Link};
 use crate::node::meaning;
 use crate::obtain::Anew;
+use crate::own_svid::OwnSvid;
 use crate::registry::{Reaction, Registry, Round};
+use crate::sealed::{Handle, Restored, Set, Urgency};
 use crate::snapshot::{Served, Snapshot, State};
 use crate::svid::{Svid, hex};
+
+mod contact;
+
+use contact::Contact;
 
 /// Entries of one background batch.
 const BACKGROUND: usize = 100;
@@ -52,9 +58,8 @@ pub struct Deps {
     pub clock: Arc<dyn Clock>,
     /// Makes a channel with the agent's current identity.
     pub connect: Box<dyn Fn() -> Channel + Send + Sync>,
-    /// Whether the agent has a valid SVID of its own; told anew with each new one: the stream is
-    /// opened again with it.
-    pub own_svid: watch::Receiver<bool>,
+    /// The agent's own SVID; the stream is opened again with each new one.
+    pub own_svid: watch::Receiver<Option<Arc<OwnSvid>>>,
     /// Asks for a new attestation when the server denies this agent and it may attest again.
     pub anew: Arc<Anew>,
     /// The waits between two tries to reach the server.
@@ -67,6 +72,10 @@ pub struct Deps {
     pub prefetch: usize,
     /// What is counted.
     pub counters: Counters,
+    /// Takes what is to be kept over a restart.
+    pub sealer: Option<Handle>,
+    /// So long the agent serves without its server; none: until the SVIDs end.
+    pub offline_grace: Option<Duration>,
 }
 
 /// The readers' side.
@@ -133,6 +142,9 @@ pub struct Cache {
     /// The server cannot push: it is asked.
     is_asking: bool,
     is_skewed: bool,
+    contact: Contact,
+    /// What changed since the state was handed to the sealer, and how soon it must have it.
+    unsealed: Option<Urgency>,
     trust_domain: TrustDomain,
 }
 
@@ -216,7 +228,7 @@ impl Cache {
             link: link_seen,
             wanted: Arc::clone(&wanted),
         };
-        let has_own = *deps.own_svid.borrow();
+        let has_own = deps.own_svid.borrow().is_some();
         let link = match has_own {
             true => Link::wait(Duration::ZERO),
             false => Link::idle(),
@@ -237,10 +249,28 @@ impl Cache {
             was_in_sync: false,
             is_asking: false,
             is_skewed: false,
+            contact: Contact::none(deps.clock.now(), deps.offline_grace),
+            unsealed: None,
             trust_domain,
             deps,
         };
         (cache, reader, is_synced)
+    }
+
+    /// Goes on with what was sealed before a restart: it is served from now on.
+    #[must_use]
+    pub fn restore(mut self, restored: Restored) -> Self {
+        self.contact = Contact::restored(restored.heard_at, self.deps.offline_grace);
+        let Set { known, svids } = restored.set;
+        self.registry = Registry::restore(self.trust_domain.clone(), known);
+        self.match_slots();
+        for (id, svid) in svids {
+            if let Some(slot) = self.slots.get_mut(&id) {
+                slot.svid = Some(svid);
+            }
+        }
+        self.publish();
+        self
     }
 
     /// Runs until `stop`.
@@ -253,6 +283,9 @@ impl Cache {
         loop {
             let now = self.deps.clock.now();
             self.tell_server();
+            if self.contact.standing(now) != self.snapshots.borrow().standing() {
+                self.publish();
+            }
             self.request_due(now);
             let next = self.next_time(now);
             tokio::select! {
@@ -366,7 +399,8 @@ impl Cache {
 
     fn reopen(&mut self) {
         self.was_in_sync = false;
-        if !*self.deps.own_svid.borrow_and_update() {
+        self.contact.lost(self.deps.clock.now());
+        if self.deps.own_svid.borrow_and_update().is_none() {
             self.link = Link::idle();
             return;
         }
@@ -392,10 +426,14 @@ impl Cache {
                 message: end.message,
             });
         }
+        self.contact.lost(self.deps.clock.now());
         // The server ends streams in good order now and then: no reason to wait.
         let delay = if end.in_order && self.was_in_sync {
             Duration::ZERO
         } else {
+            if self.contact.failed() {
+                self.publish();
+            }
             self.backoff.next_delay()
         };
         tracing::info!(
@@ -441,6 +479,7 @@ impl Cache {
         if reaction.changed {
             self.renew_signed_by(&self.tainted());
             self.match_slots();
+            self.unsealed = Some(Urgency::Now);
             self.publish();
         }
         if let Some(time) = reaction.server_time {
@@ -449,7 +488,16 @@ impl Cache {
         if reaction.in_sync {
             self.backoff.reset();
             self.was_in_sync = true;
+            if self.contact.gained() {
+                self.publish();
+            }
             self.synced.send_replace(true);
+            self.seal();
+        }
+        if let (true, Some(_), Some(sealer)) =
+            (self.was_in_sync, self.deps.offline_grace, &self.deps.sealer)
+        {
+            sealer.heard(self.deps.clock.now());
         }
     }
 
@@ -603,6 +651,8 @@ impl Cache {
             match result {
                 Ok(svid) => {
                     self.deps.counters.svids_received.inc();
+                    let urgency = Urgency::replacing(slot.svid.as_deref(), now);
+                    self.unsealed = self.unsealed.max(Some(urgency));
                     slot.received(svid);
                 }
                 Err(error) => {
@@ -641,7 +691,9 @@ impl Cache {
             Background::At(time) if open => Some(time),
             _ => None,
         };
-        self.slots.values().filter_map(due).chain(background).min()
+        let grace = self.contact.ends_at().filter(|time| *time > now);
+        let due = self.slots.values().filter_map(due);
+        due.chain(background).chain(grace).min()
     }
 
     fn publish(&mut self) {
@@ -663,12 +715,37 @@ impl Cache {
                 .get(id)
                 .map_or(State::Pending, |slot| slot.state(entry, now)),
         });
+        // What cannot come is not waited for.
+        let is_promising = self.contact.is_promising();
+        let served = served.map(|one| match one.svid {
+            State::Pending if !is_promising => Served {
+                svid: State::Failed,
+                ..one
+            },
+            _ => one,
+        });
         let snapshot = Snapshot::new(
             self.trust_domain.clone(),
             served,
             self.registry.bundles().clone(),
         );
+        let snapshot = snapshot.with_standing(self.contact.standing(now));
         self.snapshots.send_replace(Arc::new(snapshot));
+        self.seal();
+    }
+
+    /// Hands over what is to be kept over a restart, when it changed and is whole.
+    fn seal(&mut self) {
+        let Some(sealer) = &self.deps.sealer else {
+            return;
+        };
+        if let (Some(urgency), Some(known)) = (self.unsealed, self.registry.known()) {
+            let held = self.slots.iter();
+            let svids = held.filter_map(|(id, slot)| Some((id.clone(), slot.svid.clone()?)));
+            let svids = svids.collect();
+            sealer.keep(Set { known, svids }, urgency);
+            self.unsealed = None;
+        }
     }
 }
 

@@ -59,6 +59,22 @@ pub struct Agent {
     /// Where the agent's own key and SVID are kept; 0700.
     #[serde(default = "default_data_dir")]
     pub data_dir: PathBuf,
+    /// Keep entries, bundles and SVIDs with their keys over a restart, encrypted in `data_dir`:
+    /// the agent serves them before it has reached its server.
+    #[serde(default = "yes")]
+    pub sealed_state: bool,
+    /// Where the key of that file lies. On a tmpfs, so that neither an image of the disk nor a
+    /// backup has it, and a reboot takes it away.
+    #[serde(default = "default_seal_key_dir")]
+    pub seal_key_dir: PathBuf,
+    /// So long the agent serves without having reached its server, from 1m on; until the SVIDs
+    /// end when nothing is said.
+    #[serde(
+        default,
+        with = "humantime_serde",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub offline_grace: Option<Duration>,
     /// The bundle to trust the server by, when none is kept yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trust_bundle_path: Option<PathBuf>,
@@ -127,6 +143,9 @@ pub enum BundleFormat {
 /// SPIRE's public socket, for `compat_socket`.
 pub const COMPAT_SOCKET: &str = "/tmp/spire-agent/public/api.sock";
 
+/// The shortest `offline_grace`.
+const MIN_GRACE: Duration = Duration::from_secs(60);
+
 /// What is wrong with a configuration that could be parsed.
 #[derive(Debug, thiserror::Error)]
 pub enum Invalid {
@@ -164,6 +183,9 @@ pub enum Invalid {
     /// No token could be kept.
     #[error("agent.jwt_svid_cache_max_size must not be zero")]
     NoJwtCache,
+    /// A stream to the server that is opened anew would look like an outage.
+    #[error("agent.offline_grace is {}, it must be 1m or more", humantime::format_duration(*.0))]
+    ShortGrace(Duration),
     /// A wait is zero.
     #[error("agent.{0} must not be zero")]
     NoWait(&'static str),
@@ -258,6 +280,9 @@ impl Agent {
         if self.sync_interval.is_zero() {
             return Err(Invalid::NoWait("sync_interval"));
         }
+        if let Some(grace) = self.offline_grace.filter(|grace| *grace < MIN_GRACE) {
+            return Err(Invalid::ShortGrace(grace));
+        }
         Ok(())
     }
 }
@@ -280,6 +305,14 @@ fn default_socket_path() -> PathBuf {
 
 fn default_data_dir() -> PathBuf {
     "/var/lib/vane/agent".into()
+}
+
+fn default_seal_key_dir() -> PathBuf {
+    "/run/vane".into()
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn default_cache_max() -> usize {

@@ -46,6 +46,14 @@ pub struct Counters {
     pub jwt_svids_cached: Counter,
     /// Unix seconds at which the agent's own SVID ends.
     pub own_expiry: Gauge,
+    /// Files of sealed state that were written.
+    pub sealed_writes: Counter,
+    /// Tries to write one that failed.
+    pub sealed_failures: Counter,
+    /// Bytes of the last one.
+    pub sealed_bytes: Gauge,
+    /// X.509-SVIDs in it.
+    pub sealed_svids: Gauge,
     /// Streams of the Workload API.
     pub streams: Gauge,
     /// Messages that were sent on them.
@@ -178,6 +186,16 @@ impl Counters {
                 "Messages sent to workloads",
                 &own.messages,
             );
+            counter(
+                "sealed_writes",
+                "Files of sealed state written",
+                &own.sealed_writes,
+            );
+            counter(
+                "sealed_failures",
+                "Tries to write sealed state that failed",
+                &own.sealed_failures,
+            );
             let mut gauge = |name: &str, help: &str, gauge: &Gauge| {
                 registry.register(name, help, gauge.clone());
             };
@@ -190,6 +208,16 @@ impl Counters {
                 "clock_skew_milliseconds",
                 "How far the own clock is ahead of the server's",
                 &own.clock_skew,
+            );
+            gauge(
+                "sealed_bytes",
+                "Bytes of the last file of sealed state",
+                &own.sealed_bytes,
+            );
+            gauge(
+                "sealed_x509_svids",
+                "X.509-SVIDs in the last file of sealed state",
+                &own.sealed_svids,
             );
             gauge("entries", "Entries of this agent", &own.entries);
             gauge("bundles", "Bundles held", &own.bundles);

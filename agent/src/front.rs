@@ -208,6 +208,11 @@ impl Front {
         Ok(())
     }
 
+    /// Whether another process serves until this one takes over.
+    pub(crate) fn is_successor(&self) -> bool {
+        self.predecessor.is_some()
+    }
+
     /// Serves until `stop`, or until a successor does, and everything here ends. While the answer
     /// lives the lock is held, or it is the successor's turn.
     pub(crate) async fn until_the_end(

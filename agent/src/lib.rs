@@ -20,6 +20,8 @@ pub mod own_svid;
 pub mod registry;
 pub mod snapshot;
 
+pub mod sealed;
+
 pub mod link;
 pub mod node;
 

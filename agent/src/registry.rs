@@ -36,6 +36,23 @@ pub struct Registry {
     bundling: Option<HashSet<TrustDomain>>,
     /// Something of this stream could not be read.
     unreadable: bool,
+    /// The set has been complete, and is what the server said since.
+    is_known: bool,
+}
+
+/// What is known of the server's set, to be kept over a restart.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    /// The epoch; empty when the server has none (SPIRE).
+    pub epoch: Vec<u8>,
+    /// The revision.
+    pub revision: u64,
+    /// The revision of the bundles.
+    pub bundle_revision: u64,
+    /// The entries.
+    pub entries: Vec<Arc<Entry>>,
+    /// The bundles.
+    pub bundles: Vec<Arc<Bundle>>,
 }
 
 /// What a message asks of the caller.
@@ -85,7 +102,40 @@ impl Registry {
             listing: None,
             bundling: None,
             unreadable: false,
+            is_known: false,
         }
+    }
+
+    /// An agent that knows this from before. The digests are made of it anew, so a resume finds
+    /// whatever is wrong with it.
+    #[must_use]
+    pub fn restore(trust_domain: TrustDomain, known: Known) -> Self {
+        let mut restored = Self::new(trust_domain);
+        (restored.epoch, restored.revision) = (known.epoch, known.revision);
+        restored.bundle_revision = known.bundle_revision;
+        restored.is_known = true;
+        for entry in known.entries {
+            restored.remove(&entry.id);
+            restored.set_digest.add(member(&entry));
+            restored.entries.insert(entry.id.clone(), entry);
+        }
+        let bundles = known.bundles.into_iter();
+        restored.bundles = bundles
+            .map(|bundle| (bundle.trust_domain.clone(), bundle))
+            .collect();
+        restored
+    }
+
+    /// What is known; none before the first sync.
+    #[must_use]
+    pub fn known(&self) -> Option<Known> {
+        self.is_known.then(|| Known {
+            epoch: self.epoch.clone(),
+            revision: self.revision,
+            bundle_revision: self.bundle_revision,
+            entries: self.entries.values().cloned().collect(),
+            bundles: self.bundles.values().cloned().collect(),
+        })
     }
 
     /// The entries, by ID.
@@ -166,6 +216,7 @@ impl Registry {
 
     /// Applies what was asked for in place of a stream. The next stream claims nothing.
     pub fn take_round(&mut self, round: Round) -> Reaction {
+        self.is_known = true;
         (self.listing, self.bundling) = (None, None);
         let was_unreadable = std::mem::take(&mut self.unreadable);
         self.forget_position();
@@ -357,6 +408,7 @@ impl Registry {
             };
         }
         self.epoch = end.epoch.to_vec();
+        self.is_known = true;
         self.revision = end.revision;
         Reaction {
             in_sync: true,

@@ -45,16 +45,14 @@ pub struct Renewal {
     pub connect: Box<dyn Fn() -> Channel + Send + Sync>,
     /// The waits between two tries.
     pub backoff: Policy,
-    /// Whether there is a valid SVID; told anew with each new one, so that who uses the identity
-    /// reconnects.
-    pub has_svid: watch::Sender<bool>,
+    /// The SVID; none while there is none that is valid. Who uses the identity reconnects at a
+    /// change; others show it or hand it on.
+    pub own: watch::Sender<Option<Arc<OwnSvid>>>,
     /// The own bundle as it changes: an SVID of a tainted authority is renewed at once, and
     /// the newest bundle is kept beside it.
     pub bundle: watch::Receiver<Option<Arc<Bundle>>>,
     /// Whose turn it is to renew and to write.
     pub tenure: Tenure,
-    /// What it holds, for those who show it or hand it on.
-    pub held: watch::Sender<Option<Arc<OwnSvid>>>,
     /// Counts renewals, and shows when the SVID ends.
     pub counters: Counters,
 }
@@ -101,15 +99,11 @@ impl Renewal {
                 },
             };
             self.identity.swap(&own.chain, &own.key)?;
-            self.held.send_replace(Some(Arc::new(own.clone())));
-            self.has_svid.send_replace(true);
+            self.own.send_replace(Some(Arc::new(own.clone())));
             match self.keep_fresh(own, &stop).await? {
                 End::Stopped => return Ok(()),
-                End::Expired => {
-                    self.held.send_replace(None);
-                    self.has_svid.send_replace(false);
-                }
-            }
+                End::Expired => self.own.send_replace(None),
+            };
         }
     }
 
@@ -260,8 +254,7 @@ impl Renewal {
         self.identity
             .swap(&renewed.chain, &renewed.key)
             .map_err(|error| NodeError::Answer(error.to_string()))?;
-        self.held.send_replace(Some(Arc::new(renewed.clone())));
-        self.has_svid.send_replace(true);
+        self.own.send_replace(Some(Arc::new(renewed.clone())));
         tracing::info!(agent_id = %renewed.id, "renewed the agent's own SVID");
         Ok(renewed)
     }

@@ -43,6 +43,18 @@ pub enum State {
     Failed,
 }
 
+/// How far what is served can be relied upon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Standing {
+    /// As the server said last.
+    #[default]
+    Current,
+    /// From before a restart, and the server was not reached since: what is missing may exist.
+    Unconfirmed,
+    /// Out of contact for longer than `offline_grace`: nothing may be served.
+    Overdue,
+}
+
 /// The entries that match a process, by their place in the snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Matches(Box<[usize]>);
@@ -69,6 +81,7 @@ pub enum Kind {
 /// What is served.
 #[derive(Debug)]
 pub struct Snapshot {
+    standing: Standing,
     trust_domain: TrustDomain,
     entries: Vec<Served>,
     by_selector: HashMap<Selector, Vec<usize>>,
@@ -96,12 +109,25 @@ impl Snapshot {
             }
         }
         Self {
+            standing: Standing::Current,
             trust_domain,
             entries,
             by_selector,
             bundles,
             encoded: Mutex::default(),
         }
+    }
+
+    /// The same with another standing.
+    #[must_use]
+    pub fn with_standing(self, standing: Standing) -> Self {
+        Self { standing, ..self }
+    }
+
+    /// How far it can be relied upon.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        self.standing
     }
 
     /// The bundle of the own trust domain.

@@ -29,7 +29,7 @@ use vane_identity::bundle::{Bundle, X509Authority};
 use vane_identity::digest::{Digest, Member};
 use vane_identity::entry::{Entry, EntryId};
 use vane_identity::id::TrustDomain;
-use vane_identity::key::{KeyType, key_identifier};
+use vane_identity::key::{KeyType, PrivateKey, key_identifier};
 use vane_identity::lifetime::{from_unix, to_unix};
 use vane_identity::x509_svid::Certificate;
 use vane_wire::spire::api::server::bundle::v1::bundle_server::BundleServer;
@@ -50,6 +50,8 @@ use vane_wire::vane::sync::v1::{Bundles, Delta, Hello, InSync, WatchRequest, Wat
 
 use crate::cache::{Cache, CacheError, Deps, Reader};
 use crate::counters::Counters;
+use crate::own_svid::OwnSvid;
+use crate::sealed::Restored;
 
 pub(crate) use jwt::JWT_TTL;
 use jwt::JwtSigner;
@@ -84,6 +86,19 @@ pub(crate) fn entry(id: &str, selector: &str) -> Entry {
         created_at: 7,
         additional_attributes: None,
     }
+}
+
+/// An SVID of the agent that nobody looks at.
+pub(crate) fn own_svid() -> Arc<OwnSvid> {
+    Arc::new(OwnSvid {
+        id: own().with_path("/spire/agent/x").unwrap(),
+        chain: Vec::new(),
+        key: PrivateKey::from_pkcs8(Vec::new()),
+        received_at: SystemTime::UNIX_EPOCH,
+        not_before: SystemTime::UNIX_EPOCH,
+        not_after: SystemTime::UNIX_EPOCH,
+        reattestable: false,
+    })
 }
 
 /// The end of a Watch stream that the test holds.
@@ -255,8 +270,13 @@ impl Fake {
 
     /// A cache that connects here, running.
     pub(crate) fn cache(&self) -> Running {
+        self.cache_of(None, None)
+    }
+
+    /// One that begins with what was sealed, or may serve for so long without its server.
+    pub(crate) fn cache_of(&self, restored: Option<Restored>, grace: Option<Duration>) -> Running {
         let socket = self.socket.clone();
-        let (own_svid, generation) = watch::channel(true);
+        let (own_svid, generation) = watch::channel(Some(own_svid()));
         let ms = Duration::from_millis;
         let watched = Watched::new(Arc::<Manual>::clone(&self.clock));
         let watch = Arc::clone(&watched).run(self.stop.clone());
@@ -273,8 +293,13 @@ impl Fake {
             prefetch: 1_000,
             sync_interval: ms(20),
             counters: Counters::default(),
+            sealer: None,
+            offline_grace: grace,
         };
-        let (cache, reader, synced) = Cache::new(deps, own());
+        let (mut cache, reader, synced) = Cache::new(deps, own());
+        if let Some(restored) = restored {
+            cache = cache.restore(restored);
+        }
         let (ended_sender, ended) = mpsc::channel(1);
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
@@ -326,7 +351,7 @@ pub(crate) struct Running {
     pub(crate) reader: Reader,
     pub(crate) synced: watch::Receiver<bool>,
     pub(crate) ended: mpsc::Receiver<Result<(), CacheError>>,
-    pub(crate) own_svid: watch::Sender<bool>,
+    pub(crate) own_svid: watch::Sender<Option<Arc<OwnSvid>>>,
 }
 
 impl Running {

@@ -2,7 +2,7 @@
 //! generated is committed.
 //!
 //! Writes the modules that `src/generated.rs` includes, and `wire.bin`: the descriptors of
-//! what travels, which reflection serves. The records of `vane.store` are not in it.
+//! what travels, which reflection serves. The records of `vane.store` and `vane.agent` are not in it.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -37,7 +37,9 @@ const SHARED_BYTES: [&str; 17] = [
 
 /// Messages that hold a key or a bearer token: their `Debug` is written by hand in
 /// `src/redacted.rs`.
-const SECRET_MESSAGES: [&str; 10] = [
+const SECRET_MESSAGES: [&str; 12] = [
+    ".vane.agent.v1.X509Svid",
+    ".vane.agent.v1.JwtSvid",
     ".X509SVID",
     ".WITSVID",
     ".JWTSVID",
@@ -77,7 +79,9 @@ fn generate(files: tonic_prost_build::FileDescriptorSet) -> Result<(), Box<dyn E
 /// Comments are left out: they would only make the programs larger.
 fn write_descriptors(compiler: &protox::Compiler) -> Result<(), Box<dyn Error>> {
     let mut files = compiler.file_descriptor_set();
-    files.file.retain(|file| file.package() != "vane.store.v1");
+    files
+        .file
+        .retain(|file| !["vane.store.v1", "vane.agent.v1"].contains(&file.package()));
     for file in &mut files.file {
         file.source_code_info = None;
     }

@@ -213,9 +213,10 @@ impl World {
         let bundle = self.write("bundle.pem", &pem(&bundle));
         let socket = self.path(&format!("{name}.sock"));
         let text = format!(
-            "[agent]\ntrust_domain = {TRUST_DOMAIN:?}\nserver_address = \"127.0.0.1\"\nserver_port = {}\nsocket_path = {socket:?}\ndata_dir = {:?}\ntrust_bundle_path = {bundle:?}\n{keys}{}\n{}\n{tables}",
+            "[agent]\ntrust_domain = {TRUST_DOMAIN:?}\nserver_address = \"127.0.0.1\"\nserver_port = {}\nsocket_path = {socket:?}\ndata_dir = {:?}\nseal_key_dir = {:?}\ntrust_bundle_path = {bundle:?}\n{keys}{}\n{}\n{tables}",
             self.port,
             self.path(name),
+            self.path("keys"),
             self.options.agent,
             self.options.agent_tables,
         );

@@ -3,8 +3,12 @@
 use tonic::Status;
 
 use crate::counters::{Counters, Refused};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Snapshot, Standing};
 use crate::workload::Outcome;
+
+const OVERDUE: &str = "the agent has not reached its server for longer than agent.offline_grace: it serves nothing until it does";
+const UNCONFIRMED: &str =
+    "no identity is known yet: the agent has not reached its server since it started";
 
 /// The reason, as it is counted, and what the caller is told.
 #[derive(Debug)]
@@ -38,8 +42,23 @@ impl End {
         }
     }
 
+    /// Nothing of `snapshot` may be served.
+    ///
+    /// # Errors
+    /// UNAVAILABLE, not PERMISSION_DENIED: nobody took the identity away, the agent only does
+    /// not know.
+    pub(crate) fn overdue(snapshot: &Snapshot) -> Result<(), Self> {
+        match snapshot.standing() {
+            Standing::Overdue => Err(Self::unavailable(OVERDUE)),
+            Standing::Current | Standing::Unconfirmed => Ok(()),
+        }
+    }
+
     /// No entry of `snapshot` matches `outcome`, or none could be told to.
     pub(crate) fn nothing(snapshot: &Snapshot, outcome: &Outcome) -> Self {
+        if snapshot.standing() == Standing::Unconfirmed {
+            return Self::unavailable(UNCONFIRMED);
+        }
         if snapshot.may_match(outcome) {
             return Self::unavailable(
                 "workload attestation is not complete: some of its selectors are not known now",

@@ -133,6 +133,7 @@ impl Updates {
     /// What the newest snapshot has to say, when it is something new.
     fn take(&mut self, impatient: bool) -> Result<Option<Bytes>, End> {
         let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
+        End::overdue(&snapshot)?;
         let matches = snapshot.matches(&self.outcome);
         if matches.is_empty() {
             return Err(End::nothing(&snapshot, &self.outcome));

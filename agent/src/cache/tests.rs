@@ -6,7 +6,9 @@ use vane_wire::vane::sync::v1::watch_response::Response as Say;
 use vane_wire::vane::sync::v1::{Heartbeat, List, Renew};
 
 use super::*;
-use crate::testing::{Fake, Running, Session, TTL, entry, soon};
+use crate::registry::Known;
+use crate::snapshot::Standing;
+use crate::testing::{Fake, Running, Session, TTL, entry, own_svid, soon};
 
 /// A cache in sync with `entries`.
 async fn synced(entries: &[Entry]) -> (Fake, Running, Session, Bundle) {
@@ -136,7 +138,7 @@ async fn a_stream_that_ends_is_resumed_with_what_is_held() {
     assert_eq!(session.hello.epoch.len(), 16);
     assert_eq!(session.hello.set_digest.len(), 16);
     session.in_sync(&entries, &bundle).await;
-    running.own_svid.send_replace(true);
+    running.own_svid.send_replace(Some(own_svid()));
     let session = fake.session().await;
     assert_eq!(
         session.hello.epoch.len(),
@@ -347,4 +349,115 @@ async fn a_denial_of_a_server_that_is_asked_ends_the_cache() {
             ..
         })
     ));
+}
+
+const GRACE: Duration = Duration::from_secs(300);
+
+/// What an agent with `entries`, each with an SVID, sealed `ago`.
+fn sealed(fake: &Fake, entries: &[Entry], ago: Duration) -> Restored {
+    let now = vane_chassis::clock::Clock::now(&*fake.clock);
+    let svid = |entry: &Entry| {
+        let svid = Svid {
+            chain: vec![1],
+            key: vane_identity::key::PrivateKey::from_pkcs8(vec![1]),
+            not_after: now + TTL,
+            received_at: now,
+            renew_at: now + TTL / 2,
+            authority: String::new(),
+            revision: (entry.revision_number, entry.created_at),
+        };
+        (entry.id.clone(), Arc::new(svid))
+    };
+    Restored {
+        set: Set {
+            svids: entries.iter().map(svid).collect(),
+            known: Known {
+                epoch: vec![1; 16],
+                revision: 1,
+                bundle_revision: 1,
+                entries: entries.iter().cloned().map(Arc::new).collect(),
+                bundles: vec![Arc::new(fake.bundle(false))],
+            },
+        },
+        tokens: Arc::default(),
+        heard_at: now - ago,
+    }
+}
+
+#[tokio::test]
+async fn what_was_sealed_is_served_before_the_server_answers_and_then_compared_with_its_set() {
+    let entries = [entry("a", "unix:uid:1"), entry("b", "unix:uid:2")];
+    let mut fake = Fake::new();
+    let restored = sealed(&fake, &entries, Duration::ZERO);
+    let mut running = fake.cache_of(Some(restored), None);
+    {
+        let snapshot = running.reader.snapshots().borrow().clone();
+        assert!(has_svid(&snapshot, "a") && has_svid(&snapshot, "b"));
+        assert_eq!(snapshot.standing(), Standing::Unconfirmed);
+    }
+    let session = fake.session().await;
+    assert_eq!(session.hello.epoch.len(), 16, "it claims what it has");
+    session.change(&[entry("c", "unix:uid:3")], &["b"]).await;
+    let now = [entry("a", "unix:uid:1"), entry("c", "unix:uid:3")];
+    session.in_sync(&now, &fake.bundle(false)).await;
+    running.in_sync().await;
+    until(&mut running, |now| now.standing() == Standing::Current).await;
+    let snapshot = running.reader.snapshots().borrow().clone();
+    assert!(has_svid(&snapshot, "a"), "as it was");
+    assert!(snapshot.find(&ids(&["b"])[0]).is_none(), "withdrawn");
+    running.reader.want(ids(&["c"]));
+    assert_eq!(fake.batch().await, ["c"], "and nothing else is asked for");
+}
+
+#[tokio::test]
+async fn an_svid_of_an_entry_that_changed_meanwhile_is_replaced() {
+    let mut fake = Fake::new();
+    let restored = sealed(&fake, &[entry("a", "unix:uid:1")], Duration::ZERO);
+    let _running = fake.cache_of(Some(restored), None);
+    let session = fake.session().await;
+    let mut changed = entry("a", "unix:uid:1");
+    changed.revision_number = 1;
+    session.change(&[changed], &[]).await;
+    assert_eq!(fake.batch().await, ["a"]);
+}
+
+#[tokio::test]
+async fn after_the_grace_nothing_is_served_until_the_server_is_back() {
+    let entries = [entry("a", "unix:uid:1")];
+    let mut fake = Fake::new();
+    let restored = sealed(&fake, &entries, GRACE / 2);
+    let mut running = fake.cache_of(Some(restored), Some(GRACE));
+    fake.clock.advance(GRACE / 2 - Duration::from_secs(1));
+    until(&mut running, |now| now.standing() == Standing::Unconfirmed).await;
+    fake.clock.advance(Duration::from_secs(1));
+    until(&mut running, |now| now.standing() == Standing::Overdue).await;
+    let session = fake.session().await;
+    session.in_sync(&entries, &fake.bundle(false)).await;
+    until(&mut running, |now| now.standing() == Standing::Current).await;
+    assert!(
+        has_svid(&running.reader.snapshots().borrow(), "a"),
+        "it was kept"
+    );
+    // In contact it does not run.
+    fake.clock.advance(GRACE * 2 / 3);
+    session.end(Some(Status::unavailable("gone"))).await;
+    let _session = fake.session().await;
+    fake.clock.advance(GRACE * 2 / 3);
+    assert_eq!(
+        running.reader.snapshots().borrow().standing(),
+        Standing::Current
+    );
+    fake.clock.advance(GRACE / 3);
+    until(&mut running, |now| now.standing() == Standing::Overdue).await;
+}
+
+#[tokio::test]
+async fn a_new_agent_asks_when_it_has_an_svid_of_its_own() {
+    let mut fake = Fake::new();
+    let running = fake.cache();
+    let session = fake.session().await;
+    running.own_svid.send_replace(None);
+    session.end(None).await;
+    running.own_svid.send_replace(Some(own_svid()));
+    fake.session().await;
 }

@@ -106,6 +106,11 @@ pub mod vane {
             tonic::include_proto!("vane.status.v1");
         }
     }
+    pub mod agent {
+        pub mod v1 {
+            tonic::include_proto!("vane.agent.v1");
+        }
+    }
     pub mod store {
         pub mod v1 {
             tonic::include_proto!("vane.store.v1");

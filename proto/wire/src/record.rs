@@ -16,12 +16,14 @@ mod authority;
 mod bundle;
 mod entry;
 mod join_token;
+mod sealed;
 #[cfg(test)]
 mod tests;
 
 pub use agent::{AgentRecord, Previous};
 pub use authority::{AuthorityKind, AuthorityRecord, AuthorityState};
 pub use join_token::{JoinTokenRecord, TokenUse};
+pub use sealed::{SealedHeader, SealedJwtSvid, SealedState, SealedStateBytes, SealedX509Svid};
 
 /// A value that is kept in the store.
 pub trait Record: Sized {

@@ -12,6 +12,7 @@ use zeroize::Zeroize;
 use crate::generated::spire::api::agent::delegatedidentity::v1::X509svidWithKey;
 use crate::generated::spire::api::server::agent::v1::CreateJoinTokenRequest;
 use crate::generated::spire::api::types::{AttestationData, JoinToken, Jwtsvid, Witsvid};
+use crate::generated::vane::agent;
 use crate::generated::workload;
 
 /// Stands for a secret of so many bytes.
@@ -57,6 +58,22 @@ debug_without!(Witsvid, "Witsvid",
     show id expires_at issued_at hint, hide token);
 debug_without!(CreateJoinTokenRequest, "CreateJoinTokenRequest",
     show ttl agent_id, hide token);
+debug_without!(agent::v1::X509Svid, "X509Svid",
+    show entry_id not_after renew_at, hide chain key);
+debug_without!(agent::v1::JwtSvid, "JwtSvid",
+    show entry_id audience expires_at, hide token);
+
+impl Drop for agent::v1::X509Svid {
+    fn drop(&mut self) {
+        self.key.zeroize();
+    }
+}
+
+impl Drop for agent::v1::JwtSvid {
+    fn drop(&mut self) {
+        self.token.zeroize();
+    }
+}
 
 impl Drop for workload::X509svid {
     fn drop(&mut self) {

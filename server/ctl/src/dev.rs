@@ -268,7 +268,7 @@ async fn start_agent(
     let port = server.rsplit(':').next().unwrap_or_default();
     let text = format!(
         "[agent]\ntrust_domain = \"{trust_domain}\"\nserver_address = \"127.0.0.1\"\nserver_port = {port}\nsocket_path = {:?}\n\
-         data_dir = {:?}\ntrust_bundle_path = {:?}\njoin_token = \"{token}\"\n\
+         data_dir = {:?}\nsealed_state = false\ntrust_bundle_path = {:?}\njoin_token = \"{token}\"\n\
          [[workload_attestor]]\ntype = \"unix\"\ndiscover_workload_path = true\n",
         dir.join("agent.sock"),
         dir.join("agent"),

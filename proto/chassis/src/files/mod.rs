@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat};
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
 use zeroize::Zeroizing;
 
@@ -158,21 +159,36 @@ impl Dir {
     /// # Errors
     /// [`FileError::Io`], [`FileError::NotAName`].
     pub fn write(&self, name: &str, mode: u32, bytes: &[u8]) -> Result<(), FileError> {
+        self.replace(name, mode, bytes, true)?;
+        self.sync()
+    }
+
+    /// As [`Dir::write`], whole but not durable: a crash of the machine may leave the old file
+    /// or a damaged one. For what such a crash makes worthless anyway.
+    ///
+    /// # Errors
+    /// As [`Dir::write`].
+    pub fn write_volatile(&self, name: &str, mode: u32, bytes: &[u8]) -> Result<(), FileError> {
+        self.replace(name, mode, bytes, false)
+    }
+
+    fn replace(&self, name: &str, mode: u32, bytes: &[u8], sync: bool) -> Result<(), FileError> {
         let path = self.named(name)?;
         let temporary = format!(".{name}.{:016x}{TEMPORARY}", fastrand::u64(..));
-        let written = self.write_new(&temporary, mode, bytes).and_then(|()| {
-            renameat(&self.fd, temporary.as_str(), &self.fd, name)
-                .map_err(failed("rename over", &path))
-        });
+        let written = self
+            .write_new(&temporary, mode, bytes, sync)
+            .and_then(|()| {
+                renameat(&self.fd, temporary.as_str(), &self.fd, name)
+                    .map_err(failed("rename over", &path))
+            });
         if written.is_err() {
             // The error that is told is the first one.
             let _ = unlinkat(&self.fd, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
         }
-        written?;
-        self.sync()
+        written
     }
 
-    fn write_new(&self, name: &str, mode: u32, bytes: &[u8]) -> Result<(), FileError> {
+    fn write_new(&self, name: &str, mode: u32, bytes: &[u8], sync: bool) -> Result<(), FileError> {
         let path = self.path.join(name);
         let flags =
             OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -182,7 +198,7 @@ impl Dir {
         fchmod(&fd, mode).map_err(failed("set the mode of", &path))?;
         let mut file = File::from(fd);
         file.write_all(bytes)
-            .and_then(|()| file.sync_all())
+            .and_then(|()| if sync { file.sync_all() } else { Ok(()) })
             .map_err(|source| FileError::Io {
                 action: "write",
                 path,
@@ -224,6 +240,15 @@ impl Dir {
                 source,
             }),
         }
+    }
+
+    /// Whether what is in it is in memory only (tmpfs) and gone with the next boot.
+    ///
+    /// # Errors
+    /// [`FileError::Io`].
+    pub fn is_in_memory(&self) -> Result<bool, FileError> {
+        let system = fstatfs(&self.fd).map_err(failed("look at", &self.path))?;
+        Ok(system.filesystem_type() == TMPFS_MAGIC)
     }
 
     /// Removes a file, durably. One that is not there is removed already.
