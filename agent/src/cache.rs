@@ -29,7 +29,7 @@ use crate::obtain::Anew;
 use crate::own_svid::OwnSvid;
 use crate::registry::{Reaction, Registry, Round};
 use crate::sealed::{Handle, Restored, Set, Urgency};
-use crate::snapshot::{Served, Snapshot, State};
+use crate::snapshot::{Served, Snapshot, Standing, State};
 use crate::svid::{Svid, hex};
 
 mod contact;
@@ -184,6 +184,13 @@ impl Reader {
     #[must_use]
     pub fn newest(&self) -> Arc<Snapshot> {
         Arc::clone(&self.snapshots.borrow())
+    }
+
+    /// Waits until what is served is more than what was sealed before a restart.
+    pub async fn confirmed(&self) {
+        let confirmed = |now: &Arc<Snapshot>| now.standing() != Standing::Unconfirmed;
+        // The sender goes with the agent.
+        let _ = self.snapshots.clone().wait_for(confirmed).await;
     }
 
     /// The server, while it can be asked: while the stream to it is open.

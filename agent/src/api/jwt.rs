@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use prost::Message as _;
 use serde_json::{Map, Value};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 use vane_identity::entry::Entry;
 use vane_identity::id::SpiffeId;
@@ -25,7 +25,7 @@ use super::end::End;
 use super::updates::Source;
 use crate::counters::Refused;
 use crate::jwt::{Audience, Refusal};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Snapshot, Standing};
 use crate::workload::Outcome;
 
 /// Tokens of one call that are asked for at the same time.
@@ -54,8 +54,14 @@ pub(crate) async fn fetch(
     let end = Instant::now() + source.patience;
     loop {
         let snapshot = source.reader.newest();
+        End::overdue(&snapshot)?;
         let entries = entries(&snapshot, &outcome, id.as_ref());
         if entries.is_empty() {
+            // The server may know one.
+            let is_open = snapshot.standing() == Standing::Unconfirmed;
+            if is_open && timeout_at(end, source.reader.confirmed()).await.is_ok() {
+                continue;
+            }
             return Err(End::nothing(&snapshot, &outcome));
         }
         let left = end.saturating_duration_since(Instant::now());
@@ -148,6 +154,7 @@ pub(crate) async fn validate(
         .attest(&connector.peer, &connector.facts)
         .await;
     let snapshot = source.reader.newest();
+    End::overdue(&snapshot)?;
     let matches = snapshot.matches(&outcome);
     let bundle = |trust_domain: &_| snapshot.bundle_for(&matches, trust_domain);
     let now = source.clock.now();

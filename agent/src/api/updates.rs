@@ -23,7 +23,7 @@ use crate::cache::Reader;
 use crate::counters::Counters;
 use crate::jwt::Tokens;
 use crate::limits::StreamGuard;
-use crate::snapshot::{Kind, Matches, Snapshot};
+use crate::snapshot::{Kind, Matches, Snapshot, Standing};
 use crate::workload::{Attestors, Outcome};
 
 /// How often a silent stream's process is checked.
@@ -136,6 +136,11 @@ impl Updates {
         End::overdue(&snapshot)?;
         let matches = snapshot.matches(&self.outcome);
         if matches.is_empty() {
+            // The server may know one.
+            let is_open = snapshot.standing() == Standing::Unconfirmed;
+            if is_open && self.sent.is_none() && !impatient {
+                return Ok(None);
+            }
             return Err(End::nothing(&snapshot, &self.outcome));
         }
         // An identity that is gone is taken back at once, whatever else is on its way.

@@ -7,7 +7,6 @@ use vane_wire::vane::sync::v1::{Heartbeat, List, Renew};
 
 use super::*;
 use crate::registry::Known;
-use crate::snapshot::Standing;
 use crate::testing::{Fake, Running, Session, TTL, entry, own_svid, soon};
 
 /// A cache in sync with `entries`.
