@@ -141,7 +141,7 @@ impl Renewal {
                     let age = self.clock.now().duration_since(held.received_at);
                     if age.is_ok_and(|age| age < FRESH) {
                         // What was denied is the one before: connect with this one.
-                        self.has_svid.send_replace(true);
+                        self.own.send_modify(|_| {});
                         continue;
                     }
                     tracing::warn!("the server denies this agent's SVID: attesting anew");
