@@ -50,6 +50,7 @@ pub struct Writer {
     refusals: Refusals,
     log: Arc<Log>,
     queue: mpsc::Receiver<Leaf>,
+    summary: Duration,
 }
 
 impl Refusals {
@@ -72,6 +73,7 @@ impl Refusals {
             refusals: refusals.clone(),
             log,
             queue: receiver,
+            summary: SUMMARY,
         };
         (refusals, writer)
     }
@@ -139,7 +141,7 @@ impl Writer {
     /// None: what the log does not take is told by the log.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), Infallible> {
         let shared = Arc::clone(&self.refusals.0);
-        let pause = tokio::time::sleep(SUMMARY);
+        let pause = tokio::time::sleep(self.summary);
         tokio::pin!(pause);
         let mut waits = false;
         loop {
@@ -148,7 +150,7 @@ impl Writer {
                 Some(leaf) = self.queue.recv() => self.write(leaf).await,
                 () = shared.counted.notified(), if !waits => {
                     waits = true;
-                    pause.as_mut().reset(tokio::time::Instant::now() + SUMMARY);
+                    pause.as_mut().reset(tokio::time::Instant::now() + self.summary);
                 }
                 () = &mut pause, if waits => {
                     waits = false;
@@ -227,19 +229,27 @@ mod tests {
         assert_eq!(lines[0]["text"].as_str().unwrap().len(), TEXT);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn what_was_counted_is_written_after_a_while_and_without_a_flood_nothing_is() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let clock: Arc<dyn Clock> = Arc::new(Manual::starting_now());
         let log = Arc::new(Log::open(&path, Arc::clone(&clock)).unwrap());
-        let (refusals, writer) = Refusals::new(log, clock);
+        let (refusals, mut writer) = Refusals::new(log, clock);
+        writer.summary = Duration::from_millis(1);
         for _ in 0..=BURST {
             refusals.note("A/B", "PermissionDenied", "no", String::new);
         }
         let mut tasks = Tasks::new();
         tasks.spawn("refusals", writer.run(tasks.token()));
-        tokio::time::sleep(SUMMARY + Duration::from_secs(1)).await;
+        let written = async {
+            let count = || std::fs::read_to_string(&path).unwrap().lines().count();
+            while count() <= BURST as usize {
+                tokio::task::yield_now().await;
+            }
+        };
+        let written = tokio::time::timeout(Duration::from_secs(20), written);
+        written.await.unwrap();
         tasks.token().cancel();
         tasks.join(Duration::from_secs(20)).await.unwrap();
         let lines = lines(&path);

@@ -122,6 +122,7 @@ fn every_service_has_the_methods_that_spire_has() {
         ("spire.api.agent.logger.v1.Logger", 3),
         ("envoy.service.secret.v3.SecretDiscoveryService", 3),
         ("SpiffeWorkloadAPI", 7),
+        ("vane.status.v1.Status", 1),
         ("vane.sync.v1.Sync", 1),
     ];
     let mut known: Vec<String> = descriptor_pool()

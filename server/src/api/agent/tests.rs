@@ -327,6 +327,7 @@ async fn a_banned_agent_is_denied_until_it_is_evicted_and_joins_anew() {
     let actions: Vec<_> = world
         .log()
         .iter()
+        .filter(|line| line["type"] == "admin")
         .filter_map(|line| Some(line["action"].as_str()?.to_owned()))
         .collect();
     let expected = [
