@@ -23,6 +23,8 @@ const SWEEP: Duration = Duration::from_secs(1);
 
 /// SVIDs signed for one agent.
 pub const SIGNING: Rate = Rate::new(500, 1_000);
+/// Tokens signed for one agent.
+pub const TOKENS: Rate = Rate::new(500, 1_000);
 /// Calls without a certificate from one address.
 pub const ANONYMOUS: Rate = Rate::new(200, 1_000);
 /// Attestations with one join token.
@@ -201,6 +203,7 @@ pub struct Limits {
     anonymous: Table<IpAddr>,
     token: Table<[u8; 32]>,
     signers: Table<SpiffeId>,
+    tokens: Table<SpiffeId>,
     status: Table<SpiffeId>,
     sync: Table<SpiffeId>,
     denials: Table<SpiffeId>,
@@ -216,6 +219,7 @@ impl Limits {
             anonymous: Table::new(ANONYMOUS),
             token: Table::new(TOKEN),
             signers: Table::new(SIGNING),
+            tokens: Table::new(TOKENS),
             status: Table::new(POST_STATUS),
             sync: Table::new(SYNC),
             denials: Table::new(DENIAL),
@@ -269,6 +273,22 @@ impl Limits {
             return Ok(Duration::ZERO);
         }
         self.signers.reserve(agent.clone(), units, now, patience)
+    }
+
+    /// The wait of `agent` for the signature of one JWT-SVID; `signing` switches it as well.
+    ///
+    /// # Errors
+    /// [`Exceeded`].
+    pub fn tokens(
+        &self,
+        agent: &SpiffeId,
+        now: Instant,
+        patience: Duration,
+    ) -> Result<Duration, Exceeded> {
+        if !self.signing {
+            return Ok(Duration::ZERO);
+        }
+        self.tokens.reserve(agent.clone(), 1, now, patience)
     }
 
     /// The wait of `agent` for a PostStatus.

@@ -142,7 +142,9 @@ const SERVER: &[Call] = &[
     ),
     call("spire.api.server.logger.v1.Logger/SetLogLevel", Via::Admin),
     call("spire.api.server.svid.v1.SVID/BatchNewX509SVID", Via::Node),
+    call("spire.api.server.svid.v1.SVID/MintJWTSVID", Via::Admin),
     call("spire.api.server.svid.v1.SVID/MintX509SVID", Via::Admin),
+    call("spire.api.server.svid.v1.SVID/NewJWTSVID", Via::Node),
     arm(WATCH, Via::Node, "hello"),
     arm(WATCH, Via::Node, "need"),
     arm(WATCH, Via::Node, "ack"),
@@ -483,6 +485,17 @@ impl Stage {
             "MintX509SVID" => svid::MintX509svidRequest {
                 csr: Key::generate().csr(Some(&spiffe_id("/minted"))).into(),
                 ttl: 60,
+            }
+            .encode_to_vec(),
+            "MintJWTSVID" => svid::MintJwtsvidRequest {
+                id: Some(id(&spiffe_id("/minted"))),
+                audience: vec!["a".to_owned(), "b".to_owned()],
+                ttl: 60,
+            }
+            .encode_to_vec(),
+            "NewJWTSVID" => svid::NewJwtsvidRequest {
+                entry_id: self.entry_id.clone(),
+                audience: vec!["a".to_owned(), "b".to_owned()],
             }
             .encode_to_vec(),
             "GetAuthorizedEntries" => registry::GetAuthorizedEntriesRequest {

@@ -18,6 +18,7 @@ use vane_identity::entry::{
     MAX_SELECTORS,
 };
 use vane_identity::id::{MAX_SPIFFE_ID_BYTES, MAX_TRUST_DOMAIN_BYTES};
+use vane_identity::jwt_svid::{MAX_AUDIENCE_BYTES, MAX_AUDIENCES};
 use vane_identity::selector::{MAX_TYPE_BYTES, MAX_VALUE_BYTES};
 use vane_wire::convert::agent::MAX_AGENT_VERSION_BYTES;
 use vane_wire::convert::selector::MAX_FILTER_TRUST_DOMAINS;
@@ -305,6 +306,8 @@ fn items(field: &FieldDescriptor) -> Option<usize> {
         // The burst of the signing limit.
         "spire.api.server.svid.v1.BatchNewX509SVIDRequest.params" => 1_000,
         "vane.sync.v1.Need.entry_ids" => 1_000,
+        "spire.api.server.svid.v1.MintJWTSVIDRequest.audience"
+        | "spire.api.server.svid.v1.NewJWTSVIDRequest.audience" => MAX_AUDIENCES,
         name if name.starts_with("spire.api.server.entry.v1.Batch") => 10_000,
         _ => return None,
     })
@@ -325,6 +328,7 @@ fn item_octets(field: &FieldDescriptor) -> Option<usize> {
         ("StringValue", "value") => MAX_HINT_BYTES,
         (_, "dns_names") => MAX_DNS_NAME_BYTES,
         (_, "federates_with" | "trust_domains") => MAX_TRUST_DOMAIN_BYTES,
+        (_, "audience") => MAX_AUDIENCE_BYTES,
         (_, "csr") => vane_authority::csr::MAX_CSR_BYTES,
         (_, "agent_version") => MAX_AGENT_VERSION_BYTES,
         (_, "token" | "payload") => 255,

@@ -34,6 +34,11 @@ pub(crate) fn raw(text: &str) -> Result<(), Failure> {
     }
 }
 
+/// Says something beside the answer, on stderr; nobody may be reading.
+pub(crate) fn note(text: impl AsRef<str>) {
+    let _ = writeln!(std::io::stderr(), "{}", text.as_ref());
+}
+
 /// Prints a message as SPIRE's CLI does.
 pub(crate) fn json<M: Message + Name>(message: &M) -> Result<(), Failure> {
     line(value(message)?.to_string())

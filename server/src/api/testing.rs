@@ -76,7 +76,19 @@ impl World {
     }
 
     pub(super) async fn with(change: impl FnOnce(&mut Settings)) -> Self {
-        let mut world = Self::idle(change).await;
+        Self::followed(Self::idle(change, profile()).await)
+    }
+
+    /// A server without JWT-SVIDs.
+    pub(super) async fn without_tokens() -> Self {
+        let profile = ProfileConfig {
+            disable_jwt_svids: true,
+            ..profile()
+        };
+        Self::followed(Self::idle(|_| {}, profile).await)
+    }
+
+    fn followed(mut world: Self) -> Self {
         let (state, stop) = (Arc::clone(&world.parts.state), world.tasks.token());
         world.tasks.spawn("state", state.run(stop));
         world
@@ -84,22 +96,23 @@ impl World {
 
     /// A server whose hot state stays as it was at the start.
     pub(super) async fn with_idle_state() -> Self {
-        Self::idle(|_| {}).await
+        Self::idle(|_| {}, profile()).await
     }
 
     /// A server with further methods of node attestation.
     pub(super) async fn attesting(section: Section) -> Self {
-        let mut world = Self::idle_attesting(|_| {}, vec![section]).await;
-        let (state, stop) = (Arc::clone(&world.parts.state), world.tasks.token());
-        world.tasks.spawn("state", state.run(stop));
-        world
+        Self::followed(Self::idle_attesting(|_| {}, profile(), vec![section]).await)
     }
 
-    async fn idle(change: impl FnOnce(&mut Settings)) -> Self {
-        Self::idle_attesting(change, Vec::new()).await
+    async fn idle(change: impl FnOnce(&mut Settings), profile: ProfileConfig) -> Self {
+        Self::idle_attesting(change, profile, Vec::new()).await
     }
 
-    async fn idle_attesting(change: impl FnOnce(&mut Settings), sections: Vec<Section>) -> Self {
+    async fn idle_attesting(
+        change: impl FnOnce(&mut Settings),
+        profile: ProfileConfig,
+        sections: Vec<Section>,
+    ) -> Self {
         let mut settings = settings();
         change(&mut settings);
         let dir = tempfile::tempdir().unwrap();
@@ -121,7 +134,7 @@ impl World {
             log: Arc::clone(&log),
             server_id: "server".to_owned(),
         };
-        let authority = Authority::open(&profile(), deps).await.unwrap();
+        let authority = Authority::open(&profile, deps).await.unwrap();
         let state = State::load(Arc::clone(&kv), Arc::clone(&clock), own()).await;
         let state = state.unwrap();
         let metrics = Metrics::new("vane_server", "test");

@@ -22,15 +22,12 @@ const UNSERVED: &[(&str, &str)] = &[
         "rotating authorities by hand",
     ),
     ("/spire.api.server.svid.v1.SVID/BatchNewWITSVID", WIT),
-    ("/spire.api.server.svid.v1.SVID/MintJWTSVID", JWT),
     ("/spire.api.server.svid.v1.SVID/MintWITSVID", WIT),
     ("/spire.api.server.svid.v1.SVID/NewDownstreamX509CA", NESTED),
-    ("/spire.api.server.svid.v1.SVID/NewJWTSVID", JWT),
     ("/spire.api.server.trustdomain.v1.TrustDomain/", FEDERATION),
 ];
 
 const FEDERATION: &str = "federation";
-const JWT: &str = "JWT-SVIDs";
 const NESTED: &str = "nested servers";
 const WIT: &str = "WIT-SVIDs";
 
@@ -89,11 +86,12 @@ mod tests {
     #[test]
     fn a_served_method_is_not_answered_here() {
         assert_eq!(find("/spire.api.server.agent.v1.Agent/AttestAgent"), None);
-        let refusal = find("/spire.api.server.svid.v1.SVID/NewJWTSVID").unwrap();
+        assert_eq!(find("/spire.api.server.svid.v1.SVID/NewJWTSVID"), None);
+        let refusal = find("/spire.api.server.svid.v1.SVID/MintWITSVID").unwrap();
         assert_eq!(refusal.code(), Code::Unimplemented);
         assert_eq!(
             refusal.message(),
-            "JWT-SVIDs: not served by this version of vane-server"
+            "WIT-SVIDs: not served by this version of vane-server"
         );
     }
 }

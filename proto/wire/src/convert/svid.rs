@@ -1,6 +1,7 @@
-//! X.509-SVIDs, as a server returns them: a chain with what its leaf says.
+//! SVIDs, as a server returns them: a chain or a token, with what it says.
 
 use vane_identity::id::SpiffeId;
+use vane_identity::jwt_svid::JwtSvid;
 use vane_identity::lifetime::to_unix;
 use vane_identity::x509_svid::{Certificate, X509Error, X509Svid};
 
@@ -37,6 +38,18 @@ pub fn to_wire(svid: &X509Svid) -> types::X509svid {
             .collect(),
         id: Some(svid.id().into()),
         expires_at: to_unix(svid.leaf().validity.not_after),
+        hint: String::new(),
+    }
+}
+
+/// A token; without the hint of its entry, as SPIRE's server sends it.
+#[must_use]
+pub fn token_to_wire(svid: &JwtSvid) -> types::Jwtsvid {
+    types::Jwtsvid {
+        token: svid.token().to_owned(),
+        id: Some(svid.id().into()),
+        expires_at: svid.expires_at(),
+        issued_at: svid.issued_at(),
         hint: String::new(),
     }
 }

@@ -71,6 +71,23 @@ pub(crate) fn swap(dir: &Path, files: &[File], now: SystemTime) -> Result<(), Fa
     point(dir, &generation, files).map_err(|error| refuse(error.to_string()))
 }
 
+/// Writes one file that its owner alone may read, whole or not at all.
+///
+/// # Errors
+/// Whatever the file system refuses, with the path.
+pub(crate) fn secret_file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    let refuse = |why: String| {
+        Failure::new(format!("cannot write to {}: {why}", path.display()))
+            .hint("name a file in a folder that you may write to with --write")
+    };
+    let name = path.file_name().and_then(|name| name.to_str());
+    let name = name.ok_or_else(|| refuse("it names no file".to_owned()))?;
+    let parent = path.parent().filter(|parent| *parent != Path::new(""));
+    let dir = Dir::open(parent.unwrap_or(Path::new(".")));
+    dir.and_then(|dir| dir.write(name, SECRET, bytes))
+        .map_err(|error| refuse(error.to_string()))
+}
+
 fn fill(generation: &Path, files: &[File]) -> Result<(), String> {
     fs::DirBuilder::new()
         .mode(0o755)

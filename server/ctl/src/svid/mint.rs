@@ -1,4 +1,5 @@
-//! `vane svid mint`: an X.509-SVID for any ID, for administrators. The key is made here.
+//! `vane svid mint`: an SVID for any ID, for administrators. The key of a certificate is made
+//! here; with `--jwt` it is a token, as SPIRE's `jwt mint`.
 
 use std::path::PathBuf;
 
@@ -9,8 +10,8 @@ use vane_identity::id::SpiffeId;
 use vane_identity::key::{KeyType, PrivateKey};
 use vane_wire::spire::api::server::bundle::v1::GetBundleRequest;
 use vane_wire::spire::api::server::bundle::v1::bundle_client::BundleClient;
-use vane_wire::spire::api::server::svid::v1::MintX509svidRequest;
 use vane_wire::spire::api::server::svid::v1::svid_client::SvidClient;
+use vane_wire::spire::api::server::svid::v1::{MintJwtsvidRequest, MintX509svidRequest};
 
 use super::generation::{self, File};
 use super::pem;
@@ -28,18 +29,68 @@ pub(crate) struct Mint {
     #[arg(long, value_name = "TTL", default_value = "0", value_parser = seconds)]
     ttl: i32,
     /// A DNS name; may be repeated, the first becomes the common name.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", conflicts_with = "jwt")]
     dns: Vec<String>,
-    /// Where svid.pem, svid.key and bundle.pem go; printed when nothing is said.
-    #[arg(long, value_name = "DIR")]
+    /// A JWT-SVID instead of an X.509-SVID.
+    #[arg(long, requires = "audience")]
+    jwt: bool,
+    /// Whom the JWT-SVID is for; may be repeated, but one service is best.
+    #[arg(long, value_name = "AUDIENCE", requires = "jwt")]
+    audience: Vec<String>,
+    /// Where svid.pem, svid.key and bundle.pem go; with --jwt the file of the token. Printed
+    /// when nothing is said.
+    #[arg(long, value_name = "PATH")]
     write: Option<PathBuf>,
     #[command(flatten)]
     server: Server,
 }
 
 impl Mint {
-    /// Makes a key, has it certified, and writes or prints what came of it.
+    /// Has an SVID made, and writes or prints it.
     pub(crate) async fn run(self) -> Result<(), Failure> {
+        if self.jwt {
+            return self.token().await;
+        }
+        self.certificate().await
+    }
+
+    /// Has a token signed.
+    async fn token(self) -> Result<(), Failure> {
+        let id = failure::spiffe_id("--spiffe-id", &self.spiffe_id)?;
+        let channel = self.server.connect().await?;
+        let message = MintJwtsvidRequest {
+            id: Some((&id).into()),
+            audience: self.audience.clone(),
+            ttl: self.ttl,
+        };
+        let minted = answer(
+            client!(SvidClient<_>, channel)
+                .mint_jwtsvid(request(message))
+                .await,
+        )
+        .map_err(|failure| failure.with(&format!("--spiffe-id {id}")))?;
+        let svid = minted.svid.clone().unwrap_or_default();
+        if svid.expires_at - svid.issued_at < i64::from(self.ttl) {
+            let end = output::time(svid.expires_at);
+            output::note(format!(
+                "the token ends before its --ttl, with the key that signed it: at {end}"
+            ));
+        }
+        let Some(path) = &self.write else {
+            return match self.server.json() {
+                true => output::json(&minted),
+                false => output::line(svid.token),
+            };
+        };
+        generation::secret_file(path, svid.token.as_bytes())?;
+        if self.server.json() {
+            return output::json(&minted);
+        }
+        output::line(format!("JWT-SVID written to {}", path.display()))
+    }
+
+    /// Makes a key and has it certified.
+    async fn certificate(self) -> Result<(), Failure> {
         if self.server.json() && self.write.is_none() {
             // The key is never part of a message: with -o json it must have a file to go to.
             return Err(Failure::usage("-o json prints no private key")

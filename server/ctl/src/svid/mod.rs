@@ -29,9 +29,9 @@ pub(crate) enum Svid {
         after_help = "Examples:\n  vane svid watch\n  vane svid watch --write /etc/nginx/svid --exec 'nginx -s reload'"
     )]
     Watch(Watch),
-    /// Have an X.509-SVID made for any ID; administrators only.
+    /// Have an X.509-SVID or a JWT-SVID made for any ID; administrators only.
     #[command(
-        after_help = "Examples:\n  vane svid mint --spiffe-id spiffe://example.org/ops --ttl 10m --write ./ops"
+        after_help = "Examples:\n  vane svid mint --spiffe-id spiffe://example.org/ops --ttl 10m --write ./ops\n  vane svid mint --jwt --spiffe-id spiffe://example.org/ops --audience db"
     )]
     Mint(Mint),
 }

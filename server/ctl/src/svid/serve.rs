@@ -105,11 +105,11 @@ impl Watch {
                 Change::Denied(status) | Change::Interrupted { status, .. } => {
                     let trouble = refuse(status).to_string();
                     if trouble != told {
-                        eprint_line(&trouble);
+                        output::note(&trouble);
                     }
                     told = trouble;
                 }
-                Change::Discarded(why) => eprint_line(&format!(
+                Change::Discarded(why) => output::note(format!(
                     "the agent sent what no SVIDs can be read from: {why}; those before stay"
                 )),
             }
@@ -126,15 +126,10 @@ impl Watch {
             .await;
         match status {
             Ok(status) if status.success() => {}
-            Ok(status) => eprint_line(&format!("--exec {command:?} ended with {status}")),
-            Err(error) => eprint_line(&format!("--exec {command:?} did not start: {error}")),
+            Ok(status) => output::note(format!("--exec {command:?} ended with {status}")),
+            Err(error) => output::note(format!("--exec {command:?} did not start: {error}")),
         }
     }
-}
-
-fn eprint_line(text: &str) {
-    use std::io::Write as _;
-    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 impl Target {

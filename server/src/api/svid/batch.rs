@@ -1,22 +1,20 @@
 //! BatchNewX509SVID: SVIDs for entries that an agent may have.
 //!
-//! Each item is judged by itself; those that pass are signed together. That an entry is not
-//! authorized makes an agent drop it, so it is said only after hot state has caught up with
-//! the store (a read that is linearizable).
+//! Each item is judged by itself; those that pass are signed together.
 
 use std::sync::Arc;
 
 use tonic::Code;
 use vane_authority::csr;
-use vane_identity::entry::{Entry, EntryId};
-use vane_identity::id::SpiffeId;
+use vane_identity::entry::Entry;
 use vane_identity::key::PublicKey;
 use vane_wire::convert;
 use vane_wire::spire::api::server::svid::v1::{NewX509svidParams, batch_new_x509svid_response};
 use vane_wire::status::{self, Refusal};
 
+use super::judge::Judge;
 use crate::api::Parts;
-use crate::api::parts::{Freshness, Order};
+use crate::api::parts::Order;
 use crate::api::patience::{self, Patience};
 use crate::caller::AgentIdentity;
 
@@ -54,13 +52,8 @@ pub(super) async fn issue(
     let reserved = parts.limits.signing(&agent.id, params.len(), now, left);
     patience::turn("certificate signing", reserved).await?;
     let freshness = parts.freshness()?;
-    let judged = Judge {
-        parts,
-        agent: &agent.id,
-        freshness,
-        caught_up: None,
-    };
-    let judged = judged.all(&params).await;
+    let mut judge = Judge::new(parts, &agent.id, freshness);
+    let judged = all(&mut judge, &params).await;
     let orders = judged
         .iter()
         .filter_map(|judged| judged.as_ref().ok())
@@ -96,63 +89,26 @@ fn refused(refusal: Refusal) -> Outcome {
 
 type Judged = Result<(Arc<Entry>, PublicKey), Refusal>;
 
-/// Decides about the items of one batch.
-struct Judge<'a> {
-    parts: &'a Parts,
-    agent: &'a SpiffeId,
-    freshness: Freshness,
-    /// Whether hot state was brought up to the store: at most once for a batch.
-    caught_up: Option<Result<(), Refusal>>,
+async fn all(judge: &mut Judge<'_>, params: &[NewX509svidParams]) -> Vec<Judged> {
+    let mut judged = Vec::with_capacity(params.len());
+    for (at, param) in params.iter().enumerate() {
+        if at % CSRS_AT_ONCE == CSRS_AT_ONCE - 1 {
+            tokio::task::yield_now().await;
+        }
+        judged.push(one(judge, param).await);
+    }
+    judged
 }
 
-impl Judge<'_> {
-    async fn all(mut self, params: &[NewX509svidParams]) -> Vec<Judged> {
-        let mut judged = Vec::with_capacity(params.len());
-        for (at, param) in params.iter().enumerate() {
-            if at % CSRS_AT_ONCE == CSRS_AT_ONCE - 1 {
-                tokio::task::yield_now().await;
-            }
-            judged.push(self.one(param).await);
-        }
-        judged
+async fn one(judge: &mut Judge<'_>, param: &NewX509svidParams) -> Judged {
+    let invalid = |text: String| Refusal::new(Code::InvalidArgument, text);
+    if param.entry_id.is_empty() {
+        return Err(invalid("missing entry ID".to_owned()));
     }
-
-    async fn one(&mut self, param: &NewX509svidParams) -> Judged {
-        let invalid = |text: String| Refusal::new(Code::InvalidArgument, text);
-        if param.entry_id.is_empty() {
-            return Err(invalid("missing entry ID".to_owned()));
-        }
-        if param.csr.is_empty() {
-            return Err(invalid("missing CSR".to_owned()));
-        }
-        let entry = self.authorized(&param.entry_id).await?;
-        if self.freshness == Freshness::RenewalsOnly
-            && !self.parts.recent.has(self.agent, &entry.id)
-        {
-            self.parts.check_fresh()?;
-        }
-        let csr = csr::verify(&param.csr).map_err(|error| invalid(error.to_string()))?;
-        Ok((entry, csr.public_key))
+    if param.csr.is_empty() {
+        return Err(invalid("missing CSR".to_owned()));
     }
-
-    /// The entry, when the agent may have it.
-    async fn authorized(&mut self, id: &str) -> Result<Arc<Entry>, Refusal> {
-        let not_found = || Refusal::new(Code::NotFound, "entry not found or not authorized");
-        let id = EntryId::parse(id).map_err(|_| not_found())?;
-        if let Some(entry) = self.look(&id) {
-            return Ok(entry);
-        }
-        if self.caught_up.is_none() {
-            self.caught_up = Some(self.parts.catch_up(self.agent).await);
-        }
-        if let Some(Err(refusal)) = &self.caught_up {
-            return Err(refusal.clone());
-        }
-        self.look(&id).ok_or_else(not_found)
-    }
-
-    fn look(&self, id: &EntryId) -> Option<Arc<Entry>> {
-        let entry = self.parts.state.authorized(self.agent, id)?;
-        (!entry.is_expired(self.parts.clock.now())).then_some(entry)
-    }
+    let entry = judge.entry(&param.entry_id).await?;
+    let csr = csr::verify(&param.csr).map_err(|error| invalid(error.to_string()))?;
+    Ok((entry, csr.public_key))
 }

@@ -1,10 +1,12 @@
-//! `spire.api.server.svid.v1.SVID`: X.509-SVIDs for workloads.
+//! `spire.api.server.svid.v1.SVID`: X.509-SVIDs and JWT-SVIDs for workloads.
 //!
 //! An agent gets what the registry says about an entry that it may have: from its CSRs only
-//! the keys are used. An administrator mints what a CSR says.
+//! the keys are used. An administrator mints what a CSR or a request says.
 
 mod batch;
+mod judge;
 mod mint;
+mod token;
 
 #[cfg(test)]
 mod tests;
@@ -50,10 +52,27 @@ impl Svid for SvidService {
         Ok(Response::new(BatchNewX509svidResponse { results }))
     }
 
+    async fn mint_jwtsvid(
+        &self,
+        request: Request<MintJwtsvidRequest>,
+    ) -> Result<Response<MintJwtsvidResponse>, Status> {
+        let caller = caller(&request)?;
+        let svid = token::mint(&self.0, &caller, request.into_inner()).await?;
+        Ok(Response::new(MintJwtsvidResponse { svid: Some(svid) }))
+    }
+
+    async fn new_jwtsvid(
+        &self,
+        request: Request<NewJwtsvidRequest>,
+    ) -> Result<Response<NewJwtsvidResponse>, Status> {
+        let (caller, patience) = (caller(&request)?, patience(&request, &self.0));
+        let agent = agent(&caller)?;
+        let svid = token::issue(&self.0, agent, patience, request.into_inner()).await?;
+        Ok(Response::new(NewJwtsvidResponse { svid: Some(svid) }))
+    }
+
     unserved! {
-        mint_jwtsvid: MintJwtsvidRequest => MintJwtsvidResponse;
         mint_witsvid: MintWitsvidRequest => MintWitsvidResponse;
-        new_jwtsvid: NewJwtsvidRequest => NewJwtsvidResponse;
         batch_new_witsvid: BatchNewWitsvidRequest => BatchNewWitsvidResponse;
         new_downstream_x509ca: NewDownstreamX509caRequest => NewDownstreamX509caResponse;
     }

@@ -1,4 +1,6 @@
-//! X.509-SVIDs over the wire.
+//! X.509-SVIDs over the wire; tokens are in `tokens`.
+
+mod tokens;
 
 use rcgen::{KeyPair, PublicKeyData as _};
 use tonic::transport::Channel;
