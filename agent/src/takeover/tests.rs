@@ -1,3 +1,4 @@
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -186,6 +187,34 @@ async fn a_holder_that_hangs_is_named_after_a_bounded_wait() {
         error.contains(&pid) && error.contains("it hangs"),
         "{error}"
     );
+}
+
+#[test]
+fn only_root_and_the_agents_own_user_may_take_over() {
+    for (uid, own, may) in [(0, 7, true), (7, 7, true), (8, 7, false), (7, 0, false)] {
+        assert_eq!(predecessor::may_ask(uid, own), may, "{uid} asks {own}");
+    }
+}
+
+#[tokio::test]
+async fn a_message_brings_its_descriptors_and_has_bounds() {
+    let (one, other) = UnixStream::pair().unwrap();
+    let file = tempfile::tempfile().unwrap();
+    frame::send(&one, &"hello", &[file.as_fd(), file.as_fd()])
+        .await
+        .unwrap();
+    let (said, passed) = frame::receive::<String>(&other).await.unwrap();
+    assert_eq!((said.as_str(), passed.len()), ("hello", 2));
+
+    let many = vec![file.as_fd(); frame::MAX_DESCRIPTORS + 1];
+    assert!(frame::send(&one, &"hello", &many).await.is_err());
+    one.writable().await.unwrap();
+    one.try_write(&u32::MAX.to_be_bytes()).unwrap();
+    let refused = frame::receive::<String>(&other).await.unwrap_err();
+    assert_eq!(refused.to_string(), "the message is too long");
+    drop(one);
+    let gone = frame::receive::<String>(&other).await.unwrap_err();
+    assert_eq!(gone.kind(), std::io::ErrorKind::UnexpectedEof);
 }
 
 #[tokio::test]
