@@ -197,8 +197,7 @@ impl Parts {
             start = self.start(&obtain) => start?,
             () = stop.cancelled() => return Ok(()),
         };
-        // A successor is in sync before it takes over.
-        let serves_at_once = restored.is_some() && !front.is_successor();
+        let has_sealed = restored.is_some();
 
         let metrics = Metrics::new(PREFIX, env!("CARGO_PKG_VERSION"));
         metrics.register_process(self.config.agent.trust_domain.as_str(), &self.clock);
@@ -301,7 +300,7 @@ impl Parts {
             health,
         };
         front.open_desk(&mut tasks, desk).await?;
-        if !serves_at_once && !front.warm(synced.clone()).await? {
+        if !front.warm(synced.clone(), has_sealed).await? {
             return finish(tasks).await;
         }
         let source = Arc::new(Source {

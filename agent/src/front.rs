@@ -6,6 +6,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::sync::{mpsc, watch};
@@ -45,6 +46,9 @@ pub(crate) struct Desk {
     pub(crate) metrics: Metrics,
     pub(crate) health: Health,
 }
+
+/// So long a successor that has sealed state waits for its server.
+const MOMENT: Duration = Duration::from_secs(3);
 
 /// The front.
 pub(crate) struct Front {
@@ -127,19 +131,34 @@ impl Front {
         Ok(())
     }
 
-    /// Waits until the agent could serve; a successor not for ever, since its predecessor does
-    /// nothing else meanwhile. False when it is stopped before.
+    /// Waits until the agent could serve: it is in sync, or has what was sealed. A successor does
+    /// not wait for ever, since its predecessor renews nothing meanwhile; with sealed state it
+    /// waits a moment for its server all the same. False when it is stopped before.
     ///
     /// # Errors
     /// A successor is not in time.
-    pub(crate) async fn warm(&self, mut synced: watch::Receiver<bool>) -> anyhow::Result<bool> {
+    pub(crate) async fn warm(
+        &self,
+        mut synced: watch::Receiver<bool>,
+        has_sealed: bool,
+    ) -> anyhow::Result<bool> {
         let wait = async { drop(synced.wait_for(|synced| *synced).await) };
         let Some(predecessor) = &self.predecessor else {
+            let wait = async {
+                if !has_sealed {
+                    wait.await;
+                }
+            };
             return Ok(self.stop.run_until_cancelled(wait).await.is_some());
         };
-        match self.stop.run_until_cancelled(timeout(WARM, wait)).await {
+        let most = if has_sealed { MOMENT } else { WARM };
+        match self.stop.run_until_cancelled(timeout(most, wait)).await {
             None => Ok(false),
             Some(Ok(())) => Ok(true),
+            Some(Err(_)) if has_sealed => {
+                tracing::warn!("the server does not answer: taking over with what was sealed");
+                Ok(true)
+            }
             Some(Err(_)) => anyhow::bail!(
                 "not in sync with the server within {WARM:?}: process {} goes on",
                 predecessor.predecessor()
@@ -206,11 +225,6 @@ impl Front {
         }
         tasks.spawn("watchdog", self.notify.clone().watchdog(self.stop.clone()));
         Ok(())
-    }
-
-    /// Whether another process serves until this one takes over.
-    pub(crate) fn is_successor(&self) -> bool {
-        self.predecessor.is_some()
     }
 
     /// Serves until `stop`, or until a successor does, and everything here ends. While the answer

@@ -112,3 +112,18 @@ async fn no_handshake_fails_while_agent_and_server_come_and_go() {
     let failed = report.failed;
     assert!(failed.is_empty(), "of {}: {failed:?}", report.handshakes);
 }
+
+#[tokio::test]
+async fn an_agent_is_replaced_while_its_server_is_away() {
+    let (mut world, agent) = world().await;
+    let before = agent.log();
+    assert!(!before.contains("taking over with what was sealed"));
+    world.kill_server().await;
+    let (agent, ended) = agent.replace().await;
+    assert_eq!(ended, Some(0), "{}", agent.log());
+    let said = agent.log();
+    assert!(said.contains("taking over with what was sealed"), "{said}");
+    fetch(&agent.socket).await.unwrap();
+    world.restart_server().await;
+    fetch(&agent.socket).await.unwrap();
+}

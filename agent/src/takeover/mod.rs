@@ -6,8 +6,9 @@
 //! 1. The successor says [`Hello`](message::Ask::Hello). Only root and the agent's own user are
 //!    heard. The predecessor freezes its [`Tenure`](crate::tenure) and tells its state: own SVID
 //!    and key.
-//! 2. The successor is in sync with the server: [`Warm`](message::Ask::Warm). The predecessor
-//!    passes its listening sockets and the lock of `data_dir` (SCM_RIGHTS).
+//! 2. The successor is in sync with the server, or has what was sealed:
+//!    [`Warm`](message::Ask::Warm). The predecessor passes its listening sockets and the lock of
+//!    `data_dir` (SCM_RIGHTS).
 //! 3. The successor serves on them: [`Serving`](message::Ask::Serving). The predecessor accepts no
 //!    more, ends its streams and itself.
 //!
