@@ -22,8 +22,18 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     }
 }
 
-/// A program built beside the running test: `<target>/<profile>/<name>`.
+/// A program built beside the running test: `<target>/<profile>/<name>`. With `VANE_BIN` it is
+/// the one in that folder which is shipped, so that benches measure that one.
 pub fn program(name: &str) -> PathBuf {
+    let shipped = match name {
+        "vane-test-server" => Some("vane-server"),
+        "vane-test-agent" => Some("vane-agent"),
+        "vane-test-cli" => Some("vane"),
+        _ => None,
+    };
+    if let (Some(shipped), Some(folder)) = (shipped, std::env::var_os("VANE_BIN")) {
+        return PathBuf::from(folder).join(shipped);
+    }
     let own = std::env::current_exe().unwrap();
     own.ancestors()
         .map(|dir| dir.join(name))
