@@ -50,6 +50,7 @@ use vane_wire::vane::sync::v1::{Bundles, Delta, Hello, InSync, WatchRequest, Wat
 
 use crate::cache::{Cache, CacheError, Deps, Reader};
 use crate::counters::Counters;
+use crate::obtain::Anew;
 use crate::own_svid::OwnSvid;
 use crate::sealed::Restored;
 
@@ -171,6 +172,7 @@ pub(crate) struct Fake {
     /// By how much the server's clock is ahead of the agent's, in seconds.
     pub(crate) ahead: Arc<AtomicI64>,
     pub(crate) spire: Spire,
+    pub(crate) anew: Arc<Anew>,
     pub(crate) clock: Arc<Manual>,
     pub(crate) dir: TempDir,
     pub(crate) tasks: TaskSet,
@@ -239,6 +241,7 @@ impl Fake {
             refused,
             ahead,
             spire: served_spire,
+            anew: Arc::default(),
             clock,
             dir,
             tasks,
@@ -286,7 +289,7 @@ impl Fake {
         let deps = Deps {
             clock: watched,
             connect: Box::new(move || connect(&socket)),
-            anew: Arc::default(),
+            anew: Arc::clone(&self.anew),
             own_svid: generation,
             backoff: Policy::new(ms(1), ms(5), 2.0).unwrap(),
             key_type: KeyType::EcP256,

@@ -271,6 +271,33 @@ async fn when_the_clock_is_set_svids_are_judged_anew() {
 }
 
 #[tokio::test]
+async fn a_denied_agent_that_may_attest_again_waits_for_that_unless_it_is_banned() {
+    let entries = [entry("a", "unix:uid:1")];
+    let (mut fake, mut running, session, _) = synced(&entries).await;
+    fake.anew.set_possible(true);
+    let denied = Refusal::denied(Reason::AgentNotActive, "authorization denied");
+    session.end(Some(denied.into())).await;
+    soon(fake.anew.asked()).await;
+    let snapshot = running.reader.snapshots().borrow().clone();
+    assert!(
+        snapshot.find(&ids(&["a"])[0]).is_some(),
+        "nothing is dropped"
+    );
+    running.own_svid.send_replace(true);
+    let session = fake.session().await;
+    let banned = Refusal::denied(Reason::AgentBanned, "authorization denied");
+    session.end(Some(banned.into())).await;
+    let ended = soon(running.ended.recv()).await.unwrap();
+    assert!(matches!(
+        ended,
+        Err(CacheError::Denied {
+            reason: Reason::AgentBanned,
+            ..
+        })
+    ));
+}
+
+#[tokio::test]
 async fn a_server_that_cannot_push_is_asked_and_found_again_once_it_can() {
     let mut fake = Fake::spire();
     let entries = ["a", "b", "c"].map(|id| entry(id, "unix:uid:1"));
