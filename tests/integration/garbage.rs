@@ -207,7 +207,7 @@ fn requests() -> Vec<Request> {
                 uri(params, &own);
                 dns(params, ["a..example.org".to_owned()]);
             }),
-            "CSR DNS name is not valid",
+            "CSR DNS name is invalid",
         ),
         Request::minted(
             "a wildcard over another name",
