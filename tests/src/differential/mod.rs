@@ -18,7 +18,7 @@ mod shapes;
 pub mod answers;
 pub mod normal;
 
-mod method;
+pub mod method;
 
 pub mod compare;
 pub mod run;
