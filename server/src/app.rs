@@ -200,7 +200,7 @@ pub(crate) async fn run_in(
         ledger: ledger.clone(),
         refusals,
         log_level: telemetry::running(),
-        metrics,
+        metrics: metrics.clone(),
     });
     let services = Services::new(&parts).await;
 
@@ -214,6 +214,7 @@ pub(crate) async fn run_in(
     let server_address = listener.address();
     let (acceptor, incoming) = listener.serve(tls, Limits::default());
     let places = Places::new(agent_connections(descriptors));
+    places.register(&metrics);
     let admin = admin_listeners(&config, &mut given, &stop)?;
 
     ground.spawn("state", state.clone().run(below.clone()));

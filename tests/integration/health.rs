@@ -64,6 +64,10 @@ async fn server_and_agent_tell_how_they_fare() {
         "vane_server_store_commit_seconds_count ",
         "vane_server_log_append_seconds_count ",
         "vane_server_push_streams 1",
+        "vane_server_push_delay_seconds_count ",
+        "vane_server_connections 1",
+        "vane_server_x509_svids_issued_total ",
+        "spire_server_server_ca_sign_x509_svid ",
     ] {
         assert!(metrics.contains(name), "{name} in {metrics}");
     }

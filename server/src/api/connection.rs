@@ -10,12 +10,16 @@ use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::metrics::MetricType;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Sleep, sleep};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
+use vane_chassis::metrics::Metrics;
 use vane_chassis::mtls;
 use vane_chassis::unix_listener::{Refusal, UnixListener};
 
@@ -45,17 +49,52 @@ struct Opening {
 
 /// How many connections a listener serves at once; one more is closed at accept.
 #[derive(Debug, Clone)]
-pub struct Places(Arc<Semaphore>);
+pub struct Places {
+    free: Arc<Semaphore>,
+    all: usize,
+}
+
+/// How many places are taken, for Prometheus.
+#[derive(Debug)]
+struct Taken(Places);
+
+impl Collector for Taken {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
+        let Self(places) = self;
+        for (name, help, value) in [
+            ("connections", "Open connections over TLS.", places.taken()),
+            ("connections_allowed", "The most of them.", places.all),
+        ] {
+            let mut gauge = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            gauge.encode_gauge(&value)?;
+        }
+        Ok(())
+    }
+}
 
 impl Places {
     /// Room for `count` connections.
     #[must_use]
     pub fn new(count: usize) -> Self {
-        Self(Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS))))
+        let all = count.min(Semaphore::MAX_PERMITS);
+        Self {
+            free: Arc::new(Semaphore::new(all)),
+            all,
+        }
+    }
+
+    fn taken(&self) -> usize {
+        self.all.saturating_sub(self.free.available_permits())
+    }
+
+    /// Shows in `metrics` how many are taken.
+    pub fn register(&self, metrics: &Metrics) {
+        let taken = Box::new(Taken(self.clone()));
+        metrics.register(|registry| registry.register_collector(taken));
     }
 
     fn take(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.0).try_acquire_owned().ok()
+        Arc::clone(&self.free).try_acquire_owned().ok()
     }
 
     /// Admits a connection to an admin socket: who may open the socket is the file's business,

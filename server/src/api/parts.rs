@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::watch;
 use tonic::{Code, Request};
 use vane_attest::Verifier;
@@ -113,6 +114,7 @@ pub struct Parts {
     pub(super) recent: Recent,
     pub(super) calls: Calls,
     pub(super) attestations: Counter,
+    issuance: Issuance,
     /// Where the sweep of old join tokens goes on.
     pub(super) sweep_at: Mutex<Option<Cursor>>,
     log: Arc<Log>,
@@ -179,6 +181,7 @@ impl Parts {
             recent: Recent::default(),
             calls: Calls::register(&deps.metrics),
             attestations: attestations(&deps.metrics),
+            issuance: Issuance::register(&deps.metrics),
             sweep_at: Mutex::default(),
             log: deps.log,
             max_staleness: settings.max_staleness,
@@ -314,6 +317,7 @@ impl Parts {
         }
         let requests = orders.into_iter().map(|order| order.0).collect();
         let signed = self.authority.issue_x509(requests).await;
+        self.issuance.count(&signed, to_unix(self.clock.now()));
         signed.into_iter().map(Issued::read).collect()
     }
 
@@ -391,6 +395,48 @@ impl Issued {
 fn unlogged(tried: &str, error: LogError) -> Refusal {
     tracing::error!(%error, "cannot write the log");
     Refusal::because(Code::Unavailable, tried, error)
+}
+
+/// How many X.509-SVIDs were signed.
+#[derive(Debug, Clone, Default)]
+struct Issuance {
+    issued: Counter,
+    failed: Counter,
+    last: Gauge,
+    /// The same as `issued`: SPIRE's name has no `_total` behind it.
+    spire: Gauge,
+}
+
+impl Issuance {
+    fn register(metrics: &Metrics) -> Self {
+        let own = Self::default();
+        metrics.register(|registry| {
+            let help = "X.509-SVIDs signed";
+            registry.register("x509_svids_issued", help, own.issued.clone());
+            let help = "X.509-SVIDs that could not be signed";
+            registry.register("x509_svids_failed", help, own.failed.clone());
+            let help = "When the last X.509-SVID was signed, Unix seconds";
+            registry.register("x509_svid_last_timestamp_seconds", help, own.last.clone());
+        });
+        metrics.register_spire(|registry| {
+            let help = "SPIRE's name: X.509-SVIDs signed";
+            registry.register("server_ca_sign_x509_svid", help, own.spire.clone());
+        });
+        own
+    }
+
+    /// Counts a batch that ended at `now`.
+    fn count(&self, signed: &[Result<X509Svid, IssueError>], now: i64) {
+        let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        let failed = signed.iter().filter(|one| one.is_err()).count();
+        let issued = count(signed.len().saturating_sub(failed));
+        self.failed.inc_by(count(failed));
+        if issued > 0 {
+            self.issued.inc_by(issued);
+            self.spire.inc_by(i64::try_from(issued).unwrap_or(i64::MAX));
+            self.last.set(now);
+        }
+    }
 }
 
 fn attestations(metrics: &Metrics) -> Counter {

@@ -46,7 +46,7 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio_util::sync::CancellationToken;
-use vane_chassis::metrics::Metrics;
+use vane_chassis::metrics::{Latency, Metrics};
 use vane_identity::id::SpiffeId;
 use vane_store::kv::KvError;
 
@@ -85,6 +85,7 @@ struct Counters {
     lists: Counter,
     overruns: Counter,
     unknown: Counter,
+    delay: Latency,
 }
 
 impl Push {
@@ -169,6 +170,8 @@ impl Counters {
                 "Requests of a kind unknown to this version",
                 &counters.unknown,
             );
+            let help = "From a change in hot state until a stream takes it";
+            registry.register("push_delay_seconds", help, counters.delay.clone());
             registry.register("push_streams", "Open streams", counters.streams.clone());
         });
         counters

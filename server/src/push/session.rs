@@ -134,6 +134,7 @@ impl Session {
             match self.connection.pull(bundles_only, |view| plan.step(view)) {
                 Pulled::Waiting(message) => {
                     self.plan.sends(message.message());
+                    self.push.counters.delay.observe(message.age());
                     return Some(Outgoing::Shared(message));
                 }
                 Pulled::Made(message) => {

@@ -2,9 +2,10 @@
 //! streams that get the same message.
 
 use std::sync::{Arc, OnceLock};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use tokio::time::Instant;
 use vane_identity::bundle::Bundle;
 use vane_identity::digest::Digest;
 use vane_identity::entry::{Entry, EntryId};
@@ -100,6 +101,7 @@ pub struct Shared {
     message: Message,
     weight: usize,
     encoded: OnceLock<Bytes>,
+    made: Instant,
 }
 
 impl Compact {
@@ -121,7 +123,14 @@ impl Shared {
             weight: message.weight(),
             message,
             encoded: OnceLock::new(),
+            made: Instant::now(),
         }
+    }
+
+    /// How long ago the change was made that it tells.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.made.elapsed()
     }
 
     /// The message.
