@@ -171,10 +171,13 @@ impl<W: Waits> Table<W> {
             retry_at: None,
             waiters: Vec::new(),
         });
-        slot.waiters.retain(Waits::is_waiting);
         // A try that failed while nobody waited is not waited for.
-        if slot.waiters.is_empty() {
+        if !slot.is_waited_for() {
             slot.retry_at = None;
+        }
+        // Those who went are forgotten before room is made for more.
+        if slot.waiters.len() == slot.waiters.capacity() {
+            slot.waiters.retain(Waits::is_waiting);
         }
         slot.waiters.push(waiter);
         Ok(())
@@ -296,9 +299,6 @@ impl<W: Waits> Table<W> {
                 slot.held = None;
                 changed = true;
             }
-            if slot.held.is_none() {
-                slot.waiters.retain(Waits::is_waiting);
-            }
             slot.held.is_some() || slot.renew || slot.is_pending()
         });
         self.changed |= changed;
@@ -389,17 +389,20 @@ impl Receipt<'_> {
 impl<W: Waits> Slot<W> {
     /// Whether it only stands for a call, or for somebody who waits for one.
     fn is_pending(&self) -> bool {
-        self.held.is_none() && (self.asked || !self.waiters.is_empty())
+        self.held.is_none() && (self.asked || self.is_waited_for())
+    }
+
+    fn is_waited_for(&self) -> bool {
+        self.waiters.iter().any(Waits::is_waiting)
     }
 
     fn is_due(&self, now: SystemTime) -> bool {
         if self.asked || self.retry_at.is_some_and(|at| now < at) {
             return false;
         }
-        let waited_for = self.waiters.iter().any(Waits::is_waiting);
         match &self.held {
-            Some(held) => held.is_due(now) && (waited_for || held.is_used()),
-            None => waited_for || self.renew,
+            Some(held) => held.is_due(now) && (held.is_used() || self.is_waited_for()),
+            None => self.renew || self.is_waited_for(),
         }
     }
 }
