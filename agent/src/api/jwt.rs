@@ -24,6 +24,7 @@ use super::connection::Connector;
 use super::end::End;
 use super::updates::Source;
 use crate::counters::Refused;
+use crate::issue::jwt::JwtIssueError;
 use crate::jwt::{Audience, Refusal};
 use crate::snapshot::{Snapshot, Standing};
 use crate::workload::Outcome;
@@ -114,6 +115,15 @@ fn failed(refusal: &Refusal) -> End {
         Refusal::Full => End {
             reason: Refused::Limit,
             status: Status::resource_exhausted(text),
+        },
+        Refusal::Failed(error) => match **error {
+            JwtIssueError::Invalid(_) => End::invalid(text),
+            // A profile that is switched off (checklist C-16).
+            JwtIssueError::NotOffered(_) => End {
+                reason: Refused::Unavailable,
+                status: Status::unimplemented(text),
+            },
+            _ => End::unavailable(text),
         },
         _ => End::unavailable(text),
     }

@@ -24,6 +24,12 @@ pub enum JwtIssueError {
     /// The server refused.
     #[error("the server refused: {0}")]
     Refused(String),
+    /// The server refused what the caller wants: no other try helps.
+    #[error("the server refused: {0}")]
+    Invalid(String),
+    /// The server does not make JWT-SVIDs.
+    #[error("the server makes none: {0}")]
+    NotOffered(String),
     /// What the server sent is no JWT-SVID.
     #[error("the server sent no JWT-SVID: {0}")]
     Malformed(#[from] JwtError),
@@ -55,6 +61,8 @@ impl From<Status> for JwtIssueError {
             // What a broken connection looks like.
             | Code::Unknown
             | Code::Internal => Self::Passing(text),
+            Code::InvalidArgument => Self::Invalid(text),
+            Code::Unimplemented => Self::NotOffered(text),
             _ => Self::Refused(text),
         }
     }
