@@ -1,4 +1,5 @@
-//! P5: what a cached fetch on a fresh connection takes, and what the agent's memory is.
+//! P5: what a cached fetch on a fresh connection takes, of X.509- and of JWT-SVIDs, and what the
+//! agent's memory is.
 
 use std::path::Path;
 use std::time::Duration;
@@ -64,6 +65,7 @@ pub(crate) async fn run(scale: &Scale) -> Report {
         "",
         Bar::AtMost(MOST_OVER_FLOOR),
     );
+    tokens(&mut report, scale, &agent).await;
     report.figure("agent memory, idle", idle / MIB, "MiB");
     memory(&mut report, &world, &admin, &agent).await;
     report
@@ -103,6 +105,46 @@ async fn fetch(scale: &Scale, socket: &Path) -> Duration {
     let took = System.monotonic() - begun;
     assert_eq!(message.svids.len(), 1);
     took
+}
+
+/// JWT fetch from cache: on fresh connections, and on one that stays open.
+async fn tokens(report: &mut Report, scale: &Scale, agent: &Agent) {
+    let open = agent.workload().await;
+    let begun = System.monotonic();
+    token(&open).await;
+    let first = System.monotonic() - begun;
+    let (mut fresh, mut kept) = (Latencies::default(), Latencies::default());
+    for _ in 0..scale.fetches {
+        let begun = System.monotonic();
+        scale.stall().await;
+        token(&agent.workload().await).await;
+        fresh.add(System.monotonic() - begun);
+        let begun = System.monotonic();
+        token(&open).await;
+        kept.add(System.monotonic() - begun);
+    }
+    let first = first.as_secs_f64() * 1e3;
+    report.figure("JWT fetch by the server, once", first, "ms");
+    report.promise(
+        "JWT fetch from cache, p50",
+        fresh.ms(0.5),
+        "ms",
+        Bar::AtMost(0.25),
+    );
+    report.promise(
+        "JWT fetch from cache, p99",
+        fresh.ms(0.99),
+        "ms",
+        Bar::AtMost(0.5),
+    );
+    let (p50, p99) = (kept.ms(0.5), kept.ms(0.99));
+    report.figure("JWT fetch from cache, open connection, p50", p50, "ms");
+    report.figure("JWT fetch from cache, open connection, p99", p99, "ms");
+}
+
+async fn token(workload: &Workload) {
+    let answer = workload.jwt("bench").await.unwrap();
+    assert_eq!(answer.svids.len(), 1);
 }
 
 async fn memory(report: &mut Report, world: &World, admin: &Admin, agent: &Agent) {

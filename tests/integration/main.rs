@@ -8,6 +8,7 @@ mod federate;
 mod garbage;
 mod health;
 mod issue;
+mod jwt;
 mod limits;
 mod mistakes;
 mod restart;
