@@ -431,7 +431,9 @@ fn admin_listeners(
     if server.compat_socket {
         let path = PathBuf::from(COMPAT_SOCKET);
         if let Some(dir) = path.parent().filter(|_| !given.has(COMPAT)) {
+            // It is ours alone, also when it was there before.
             compat_dir(dir, ADMIN_DIR_MODE).context("server.compat_socket")?;
+            give(dir, group)?;
         }
         wanted.push((COMPAT, path));
     }
@@ -455,11 +457,16 @@ fn admin_listeners(
 fn admin_dir(dir: &Path, group: Option<u32>) -> anyhow::Result<()> {
     let is_new = !dir.exists();
     socket_dir(dir, admin_dir_mode(dir))?;
-    if let Some(group) = group.filter(|_| is_new) {
-        nix::unistd::chown(dir, None, Some(Gid::from_raw(group)))
-            .with_context(|| format!("cannot give {} to group {group}", dir.display()))?;
-    }
-    Ok(())
+    give(dir, group.filter(|_| is_new))
+}
+
+/// Lets a group enter a folder of ours.
+fn give(dir: &Path, group: Option<u32>) -> anyhow::Result<()> {
+    let Some(group) = group else {
+        return Ok(());
+    };
+    nix::unistd::chown(dir, None, Some(Gid::from_raw(group)))
+        .with_context(|| format!("cannot give {} to group {group}", dir.display()))
 }
 
 /// The folder that the agent's public socket lies in by default, too, must be open.

@@ -145,6 +145,10 @@ const SERVER: &[Call] = &[
     call("spire.api.server.svid.v1.SVID/MintJWTSVID", Via::Admin),
     call("spire.api.server.svid.v1.SVID/MintX509SVID", Via::Admin),
     call("spire.api.server.svid.v1.SVID/NewJWTSVID", Via::Node),
+    call(
+        "spire.api.server.svid.v1.SVID/NewDownstreamX509CA",
+        Via::Nested,
+    ),
     arm(WATCH, Via::Node, "hello"),
     arm(WATCH, Via::Node, "need"),
     arm(WATCH, Via::Node, "ack"),
@@ -498,6 +502,11 @@ impl Stage {
                 audience: vec!["a".to_owned(), "b".to_owned()],
             }
             .encode_to_vec(),
+            "NewDownstreamX509CA" => svid::NewDownstreamX509caRequest {
+                csr: Key::generate().csr(None).into(),
+                preferred_ttl: 60,
+            }
+            .encode_to_vec(),
             "GetAuthorizedEntries" => registry::GetAuthorizedEntriesRequest {
                 output_mask: Some(types::EntryMask::default()),
             }
@@ -848,7 +857,7 @@ fn is_required(call: &Call, field: &str) -> bool {
         "GetAgent" => field.starts_with("id"),
         "CreateJoinToken" => field == "ttl" || field == "agent_id.path",
         "RenewAgent" | "BatchNewX509SVID" => true,
-        "MintX509SVID" => field == "csr",
+        "MintX509SVID" | "NewDownstreamX509CA" => field == "csr",
         "GetFederatedBundle" => field == "trust_domain",
         "BatchCreateFederatedBundle" | "BatchSetFederatedBundle" | "BatchUpdateFederatedBundle" => {
             field == "bundle.trust_domain"
@@ -1076,10 +1085,7 @@ async fn a_call_that_is_not_tested_here_is_not_served() {
     let downstream: Vec<&str> = denied.difference(&unserved).copied().collect();
     assert_eq!(
         downstream,
-        [
-            "/spire.api.server.bundle.v1.Bundle/PublishWITAuthority",
-            "/spire.api.server.svid.v1.SVID/NewDownstreamX509CA",
-        ]
+        ["/spire.api.server.bundle.v1.Bundle/PublishWITAuthority",]
     );
     let health = 3;
     assert_eq!(

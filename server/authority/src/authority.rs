@@ -21,11 +21,13 @@ use tokio::sync::{Mutex, Notify, watch};
 use tokio_util::sync::CancellationToken;
 use vane_chassis::clock::{Clock, sleep_until};
 use vane_identity::jwt_svid::JwtSvid;
-use vane_identity::x509_svid::X509Svid;
+use vane_identity::x509_svid::{Certificate, X509Svid};
 use vane_store::kv::{CommitError, Kv, KvError, Revision};
 use vane_wire::record::{AuthorityRecord, AuthorityState};
 
-use crate::issue::{IssueError, Issues, JwtRequest, Signer, X509Request, no_authority};
+use crate::issue::{
+    CaRequest, IssueError, Issues, JwtRequest, Parent, Signer, X509Request, no_authority,
+};
 use crate::jwt;
 use crate::key_manager::{KeyManager, KeyManagerError};
 use crate::kind::Kind;
@@ -190,6 +192,25 @@ impl Authority {
         requests: Vec<JwtRequest>,
     ) -> Vec<std::result::Result<JwtSvid, IssueError>> {
         self.issue_with(&self.active_jwt, requests).await
+    }
+
+    /// Issues the CA of a downstream server; its chain without the root.
+    ///
+    /// # Errors
+    /// [`IssueError`].
+    pub async fn issue_ca(
+        &self,
+        request: CaRequest,
+    ) -> std::result::Result<Vec<Certificate>, IssueError> {
+        let issuer = self.active.load_full().ok_or(IssueError::NoAuthority)?;
+        let superseded = || {
+            let active = self.active.load();
+            !active.as_ref().is_some_and(|now| Arc::ptr_eq(now, &issuer))
+        };
+        let now = self.deps.clock.now();
+        let parent = Parent(&issuer);
+        let issued = self.signer.issue(&parent, vec![request], now, superseded);
+        issued.await.pop().unwrap_or(Err(IssueError::NoAuthority))
     }
 
     async fn issue_with<I: Issues>(

@@ -6,6 +6,7 @@
 //! the batch), and nothing after it happens. The order is here, once; what the steps are for a
 //! certificate or a token is in `x509` and `jwt` beside it.
 
+mod intermediate;
 mod jwt;
 mod x509;
 
@@ -23,6 +24,8 @@ use crate::profile::{LintError, MIN_CA_LEFT, Profile};
 use crate::x509::NoRandomness;
 use crate::x509::check::CheckError;
 
+pub use intermediate::CaRequest;
+pub(crate) use intermediate::Parent;
 pub use jwt::JwtRequest;
 pub use x509::X509Request;
 

@@ -174,6 +174,14 @@ impl Subject {
         self.with(Attribute::CommonName, name)
     }
 
+    /// Makes `unit` the one organizational unit.
+    #[must_use]
+    pub fn with_organizational_unit(mut self, unit: &str) -> Self {
+        self.0
+            .retain(|(kind, _)| *kind != Attribute::OrganizationalUnit);
+        self.with(Attribute::OrganizationalUnit, unit)
+    }
+
     fn checked(self) -> Result<Self, SubjectError> {
         if self.0.len() > MAX_VALUES {
             return Err(SubjectError::Values(self.0.len()));

@@ -22,7 +22,7 @@ use x509_parser::x509::{SubjectPublicKeyInfo, X509Name};
 use crate::csr::ec_point;
 use crate::profile::Plan;
 use crate::subject::{Attribute, Subject};
-pub use write::{assemble, ca_tbs, leaf_tbs};
+pub use write::{assemble, ca_tbs, intermediate_tbs, leaf_tbs};
 
 /// A serial number: random in [1, 2^128).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +73,7 @@ pub struct Issuer {
     pub intermediates: Vec<Certificate>,
 }
 
-/// Every field of a self-signed CA except its serial.
+/// Every field of a CA except its serial and those of its issuer, if it has one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CaPlan {
     /// The URI SAN is its ID.
@@ -170,6 +170,29 @@ impl Issuer {
 }
 
 impl CaPlan {
+    /// The plan of a CA below `issuer`, as SPIRE names it: the issuer's name, with the depth of
+    /// its chain as organizational unit.
+    ///
+    /// # Errors
+    /// [`BadIssuer`] when the issuer's name cannot be read.
+    pub fn below(
+        trust_domain: TrustDomain,
+        issuer: &Issuer,
+        public_key: PublicKey,
+        validity: Validity,
+    ) -> Result<Self, BadIssuer> {
+        let (_, name) = X509Name::from_der(&issuer.subject).map_err(|_| BadIssuer)?;
+        let subject = Subject::from_x509(&name).map_err(|_| BadIssuer)?;
+        let depth = issuer.intermediates.len().saturating_add(1);
+        Ok(Self {
+            trust_domain,
+            subject: subject.with_organizational_unit(&format!("DOWNSTREAM-{depth}")),
+            public_key,
+            signature: issuer.signature,
+            validity,
+        })
+    }
+
     /// The plan of a CA: `subject` gets the decimal serial as its serial number attribute.
     #[must_use]
     pub fn new(

@@ -23,12 +23,10 @@ const UNSERVED: &[(&str, &str)] = &[
     ),
     ("/spire.api.server.svid.v1.SVID/BatchNewWITSVID", WIT),
     ("/spire.api.server.svid.v1.SVID/MintWITSVID", WIT),
-    ("/spire.api.server.svid.v1.SVID/NewDownstreamX509CA", NESTED),
     ("/spire.api.server.trustdomain.v1.TrustDomain/", FEDERATION),
 ];
 
 const FEDERATION: &str = "federation";
-const NESTED: &str = "nested servers";
 const WIT: &str = "WIT-SVIDs";
 
 /// UNIMPLEMENTED, when `path` is a method that is known and not served.

@@ -124,6 +124,38 @@ pub fn ca(
     signature(certificate, plan.public_key.spki())
 }
 
+/// Compares a CA below `issuer` with its plan and verifies its signature.
+///
+/// # Errors
+/// [`CheckError`].
+pub fn intermediate(
+    certificate: &Certificate,
+    tbs: &[u8],
+    plan: &CaPlan,
+    issuer: &Issuer,
+    serial: &Serial,
+) -> Result<(), CheckError> {
+    compare(
+        &parse(certificate)?,
+        certificate,
+        &Expected {
+            tbs,
+            serial,
+            signature: issuer.signature,
+            issuer: &issuer.subject,
+            subject: &plan.subject.to_der(),
+            validity: plan.validity,
+            spki: plan.public_key.spki(),
+            subject_key_id: key_id(&plan.public_key),
+            authority_key_id: Some(issuer.key_id),
+            dns_names: &[],
+            uri: plan.trust_domain.id().as_str(),
+            ca: true,
+        },
+    )?;
+    signature(certificate, issuer.public_key.spki())
+}
+
 /// Verifies the signature of a certificate with the key of its issuer.
 ///
 /// # Errors
@@ -196,7 +228,11 @@ fn compare(
 
 /// Exactly the planned extensions: each is there once, with its criticality, and no other.
 fn extensions(parsed: &X509Certificate<'_>, expected: &Expected<'_>) -> Result<(), CheckError> {
-    let count = if expected.ca { 4 } else { 6 };
+    let count = match (expected.ca, expected.authority_key_id) {
+        (true, None) => 4,
+        (true, Some(_)) => 5,
+        (false, _) => 6,
+    };
     same("number of extensions", parsed.extensions().len() == count)?;
     let mut seen = [false; 6];
     for extension in parsed.extensions() {

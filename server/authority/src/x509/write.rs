@@ -82,11 +82,21 @@ pub fn leaf_tbs(plan: &Plan, issuer: &Issuer, serial: &Serial) -> Vec<u8> {
 /// The to-be-signed bytes of a self-signed CA.
 #[must_use]
 pub fn ca_tbs(plan: &CaPlan, serial: &Serial) -> Vec<u8> {
+    authority_tbs(plan, serial, None)
+}
+
+/// The to-be-signed bytes of a CA below `issuer`.
+#[must_use]
+pub fn intermediate_tbs(plan: &CaPlan, issuer: &Issuer, serial: &Serial) -> Vec<u8> {
+    authority_tbs(plan, serial, Some(issuer))
+}
+
+fn authority_tbs(plan: &CaPlan, serial: &Serial, issuer: Option<&Issuer>) -> Vec<u8> {
     let subject = plan.subject.to_der();
     let head = Head {
         serial,
         signature: plan.signature,
-        issuer: &subject,
+        issuer: issuer.map_or(&subject, |issuer| &issuer.subject),
         subject: &subject,
         validity: plan.validity,
         public_key: &plan.public_key,
@@ -96,6 +106,9 @@ pub fn ca_tbs(plan: &CaPlan, serial: &Serial) -> Vec<u8> {
         extension(out, id_ce::KEY_USAGE, true, |out| out.extend(CA_USAGE));
         extension(out, id_ce::BASIC_CONSTRAINTS, true, |out| out.extend(IS_CA));
         subject_key_id(out, &plan.public_key);
+        if let Some(issuer) = issuer {
+            authority_key_id(out, &issuer.key_id);
+        }
         extension(out, id_ce::SAN, false, |out| names(out, &[], id.as_str()));
     })
 }

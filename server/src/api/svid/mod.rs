@@ -4,6 +4,7 @@
 //! the keys are used. An administrator mints what a CSR or a request says.
 
 mod batch;
+mod downstream;
 mod judge;
 mod mint;
 mod token;
@@ -71,9 +72,18 @@ impl Svid for SvidService {
         Ok(Response::new(NewJwtsvidResponse { svid: Some(svid) }))
     }
 
+    async fn new_downstream_x509ca(
+        &self,
+        request: Request<NewDownstreamX509caRequest>,
+    ) -> Result<Response<NewDownstreamX509caResponse>, Status> {
+        let (caller, patience) = (caller(&request)?, patience(&request, &self.0));
+        let request = request.into_inner();
+        let issued = downstream::issue(&self.0, &caller, patience, &request).await?;
+        Ok(Response::new(issued))
+    }
+
     unserved! {
         mint_witsvid: MintWitsvidRequest => MintWitsvidResponse;
         batch_new_witsvid: BatchNewWitsvidRequest => BatchNewWitsvidResponse;
-        new_downstream_x509ca: NewDownstreamX509caRequest => NewDownstreamX509caResponse;
     }
 }

@@ -6,12 +6,13 @@ use rcgen::{KeyPair, PublicKeyData as _};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use vane_chassis::clock::Clock as _;
-use vane_identity::x509_svid::X509Svid;
+use vane_identity::x509_svid::{Certificate, X509Svid};
 use vane_wire::spire::api::server::entry::v1::BatchDeleteEntryRequest;
 use vane_wire::spire::api::server::entry::v1::entry_client::EntryClient;
 use vane_wire::spire::api::server::svid::v1::svid_client::SvidClient;
 use vane_wire::spire::api::server::svid::v1::{
-    BatchNewX509svidRequest, MintX509svidRequest, NewX509svidParams, batch_new_x509svid_response,
+    BatchNewX509svidRequest, MintX509svidRequest, NewDownstreamX509caRequest, NewX509svidParams,
+    batch_new_x509svid_response,
 };
 use vane_wire::spire::api::types;
 
@@ -257,4 +258,68 @@ async fn entry_of_idle(world: &mut World, agent: &Agent, id: &str, uid: u32) -> 
     world.kv.commit(txn).await.unwrap();
     world.parts.state.pump();
     id.to_owned()
+}
+
+/// Proves: X509-09, X509-10, X509-13, X509-15.
+#[tokio::test]
+async fn a_downstream_server_gets_a_ca_of_spires_shape() {
+    let mut world = World::new().await;
+    let nested = types::Entry {
+        downstream: true,
+        x509_svid_ttl: 60,
+        ..entry("/nested", "spiffe://example.org/spire/server", 2)
+    };
+    let nested = world.entry(nested).await;
+    let id = crate::api::testing::own().with_path("/nested").unwrap();
+    let transport = crate::api::testing::tls_as(&id, &world);
+    let mut client = SvidClient::new(world.over(transport).await);
+    let key = KeyPair::generate().unwrap();
+    let ask = |preferred_ttl| NewDownstreamX509caRequest {
+        csr: crate::api::testing::csr(&key).into(),
+        preferred_ttl,
+    };
+    let mut get = async |ttl| {
+        let answer = client.new_downstream_x509ca(ask(ttl)).await.unwrap();
+        answer.into_inner()
+    };
+    let answer = get(600).await;
+    assert_eq!(answer.ca_cert_chain.len(), 1, "no root is in it");
+    let roots = answer.x509_authorities;
+    assert_eq!(roots.len(), 1);
+    let parse = |der: &[u8]| Certificate::from_der(der);
+    let (ca, root) = (parse(&answer.ca_cert_chain[0]), parse(&roots[0]));
+    let (info, parent) = (ca.info().unwrap(), root.info().unwrap());
+    assert_eq!(info.spiffe_id, Some(crate::api::testing::own().id()));
+    assert_eq!(info.authority_key_id, Some(parent.key_id.to_vec()));
+    let now = world.clock.now();
+    let lasts = info
+        .validity
+        .not_after
+        .duration_since(now)
+        .unwrap()
+        .as_secs();
+    assert!((598..=600).contains(&lasts), "{lasts}");
+    vane_authority::x509::check::signature(&ca, &parent.spki).unwrap();
+    let has = |part: &[u8]| ca.der().windows(part.len()).any(|found| found == part);
+    assert!(has(b"DOWNSTREAM-1"));
+    // Basic constraints, critical: a CA without a path length.
+    let constraints = [
+        0x55, 0x1d, 0x13, 0x01, 0x01, 0xff, 0x04, 0x05, 0x30, 0x03, 0x01, 0x01, 0xff,
+    ];
+    assert!(has(&constraints));
+
+    for ttl in [0, -1, 100 * 86_400] {
+        let longest = parse(&get(ttl).await.ca_cert_chain[0]);
+        let end = longest.info().unwrap().validity.not_after;
+        assert_eq!(end, parent.validity.not_after, "cut at its parent");
+    }
+    let logged = world.log().into_iter().rfind(|line| line["type"] == "x509");
+    assert_eq!(logged.unwrap()["entry_id"], nested.id.as_str());
+    let wrong = NewDownstreamX509caRequest {
+        csr: b"no request".as_slice().into(),
+        preferred_ttl: 0,
+    };
+    let (code, text) = refused(client.new_downstream_x509ca(wrong).await);
+    assert_eq!(code, Code::InvalidArgument);
+    assert!(text.starts_with("malformed CSR"), "{text}");
 }
