@@ -354,7 +354,8 @@ impl Parts {
         &self,
         obtain: &Obtain,
     ) -> anyhow::Result<(SpiffeId, Option<OwnSvid>, Option<Restored>)> {
-        let agent_id = self.disk.load()?.svid.map(|svid| svid.id);
+        // One that expired may have lost its key to a new attestation that nobody answers.
+        let agent_id = self.disk.load()?.id;
         let restored = match &self.vault {
             Some(vault) => vault.load(agent_id.as_ref(), self.clock.now())?,
             None => None,

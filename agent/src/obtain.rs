@@ -134,7 +134,9 @@ impl Obtain {
     /// # Errors
     /// What is on disk cannot be used, or the server refuses for good.
     pub async fn own_svid(&self, persistence: Persistence) -> Result<OwnSvid, ObtainError> {
-        let Kept { svid, key, bundle } = self.disk.load()?;
+        let Kept {
+            svid, key, bundle, ..
+        } = self.disk.load()?;
         let trust = bootstrap::trust(&self.config.agent, bundle);
         if let Some(own) = self.usable(svid, &trust) {
             return Ok(own);

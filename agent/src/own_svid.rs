@@ -90,6 +90,8 @@ pub struct Disk {
 /// What was on disk.
 #[derive(Debug, Default)]
 pub struct Kept {
+    /// The agent's ID, as the SVID says it, whether its key is there or not.
+    pub id: Option<SpiffeId>,
     /// The SVID, when there is one whose key is there.
     pub svid: Option<OwnSvid>,
     /// A key without SVID: one whose attestation was not answered.
@@ -188,6 +190,7 @@ impl Disk {
         let chain = certificates(DATA, &data.svid)?;
         if chain.is_empty() {
             return Ok(Kept {
+                id: None,
                 key: keys.into_values().next(),
                 bundle,
                 svid: None,
@@ -203,10 +206,13 @@ impl Disk {
             .transpose()
             .map_err(malformed)?
             .map(|info| info.spki);
+        let id = X509Svid::parse(chain.clone()).ok();
+        let id = id.map(|svid| svid.id().clone());
         let fitting = keys.into_values().find(|key| public_key(key) == spki);
         let svid = fitting
             .map(|key| OwnSvid::new(chain, key, data.reattestable, from_unix(data.received_at)));
         Ok(Kept {
+            id,
             svid: svid.transpose().map_err(malformed)?,
             key: None,
             bundle,

@@ -20,6 +20,7 @@ mod node;
 mod entries;
 mod issuance;
 mod propagation;
+mod restart;
 mod size;
 mod workload_api;
 
@@ -48,6 +49,7 @@ async fn main() -> ExitCode {
         Command::Issuance => &[Bench::Issuance],
         Command::Entries => &[Bench::Entries],
         Command::WorkloadApi => &[Bench::WorkloadApi],
+        Command::Restart => &[Bench::Restart],
         Command::Size => &[Bench::Size],
     };
     for bench in benches {
@@ -62,6 +64,7 @@ async fn measure(bench: Bench, scale: &options::Scale) -> Report {
         Bench::Issuance => issuance::run(scale).await,
         Bench::Entries => entries::run(scale).await,
         Bench::WorkloadApi => workload_api::run(scale).await,
+        Bench::Restart => restart::run(scale).await,
         Bench::Size => size::run(scale).await,
     }
 }

@@ -33,6 +33,8 @@ pub(crate) enum Command {
     /// P5: cached fetches, and the agent's memory.
     #[command(name = "workload_api")]
     WorkloadApi,
+    /// P6: an agent that is killed while the server is down.
+    Restart,
     /// Sizes of the binaries, start and memory at start.
     Size,
     /// The least that a Workload API can be, for comparison.
@@ -48,15 +50,17 @@ pub(crate) enum Bench {
     Issuance,
     Entries,
     WorkloadApi,
+    Restart,
     Size,
 }
 
 impl Bench {
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::Propagation,
         Self::Issuance,
         Self::Entries,
         Self::WorkloadApi,
+        Self::Restart,
         Self::Size,
     ];
 }

@@ -11,6 +11,7 @@ mod issue;
 mod jwt;
 mod limits;
 mod mistakes;
+mod outage;
 mod restart;
 mod rotate;
 mod store_faults;

@@ -232,18 +232,35 @@ impl World {
 
 impl Agent {
     async fn start(launch: Launch, config: PathBuf, log: PathBuf, socket: PathBuf) -> Self {
-        let args = ["run", "-c", config.to_str().unwrap()];
-        let process = Process::try_start_under(&launch, "vane-test-agent", &args, &log)
+        Self::try_start(launch, config, log, socket)
             .await
-            .unwrap_or_else(|error| panic!("{error}"));
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    async fn try_start(
+        launch: Launch,
+        config: PathBuf,
+        log: PathBuf,
+        socket: PathBuf,
+    ) -> Result<Self, String> {
+        let args = ["run", "-c", config.to_str().unwrap()];
+        let process = Process::try_start_under(&launch, "vane-test-agent", &args, &log).await?;
         let id = process.ready["agent_id"].clone();
-        Self {
+        Ok(Self {
             process,
             id,
             socket,
             config,
             log,
-        }
+        })
+    }
+
+    /// `kill -9`, does `between`, then starts it again; one that refuses to start is an error
+    /// with its log.
+    pub async fn kill_and_try_restart(self, between: impl FnOnce()) -> Result<Self, String> {
+        self.process.kill().await;
+        between();
+        Self::try_start(Launch::default(), self.config, self.log, self.socket).await
     }
 
     /// `kill -9`, then starts it again on its folder.
