@@ -149,6 +149,7 @@ const SERVER: &[Call] = &[
         "spire.api.server.svid.v1.SVID/NewDownstreamX509CA",
         Via::Nested,
     ),
+    call("vane.status.v1.Status/GetStatus", Via::Admin),
     arm(WATCH, Via::Node, "hello"),
     arm(WATCH, Via::Node, "need"),
     arm(WATCH, Via::Node, "ack"),
@@ -438,7 +439,7 @@ impl Stage {
                 jwt_authority: Some(self.authorities.1.clone()),
             }
             .encode_to_vec(),
-            "CountBundles" => Vec::new(),
+            "CountBundles" | "GetStatus" => Vec::new(),
             "GetInfo" => debug::GetInfoRequest {}.encode_to_vec(),
             "BatchCreateEntry" => registry::BatchCreateEntryRequest {
                 entries: vec![self.full_entry()],
