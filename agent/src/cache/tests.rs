@@ -283,7 +283,7 @@ async fn a_denied_agent_that_may_attest_again_waits_for_that_unless_it_is_banned
         snapshot.find(&ids(&["a"])[0]).is_some(),
         "nothing is dropped"
     );
-    running.own_svid.send_replace(true);
+    running.own_svid.send_replace(Some(own_svid()));
     let session = fake.session().await;
     let banned = Refusal::denied(Reason::AgentBanned, "authorization denied");
     session.end(Some(banned.into())).await;
