@@ -1,5 +1,6 @@
 //! P2: X.509-SVIDs through BatchNewX509SVID over TLS as an attested agent, each in the log
-//! before it is signed; per CPU second of the server, against a bare loop in the same run.
+//! before it is signed; per CPU second of the server, against a bare loop in the same run. Then
+//! JWT-SVIDs through NewJWTSVID in the same way: shown, not promised.
 
 use std::time::Duration;
 
@@ -11,8 +12,9 @@ use vane_identity::id::SpiffeId;
 use vane_tests::world::{Options, World};
 
 use crate::bare::BareCa;
+use crate::bare_signer::BareSigner;
 use crate::cpu;
-use crate::node::Asker;
+use crate::node::{AUDIENCE, Asker};
 use crate::options::Scale;
 use crate::report::{Bar, Report};
 use crate::stats::Latencies;
@@ -21,6 +23,9 @@ const ENTRIES: usize = 500;
 /// Items of a call and calls under way at once: enough to keep the server busy, as a fleet
 /// does.
 const CASES: [(usize, usize); 4] = [(10, 16), (100, 4), (500, 4), (1, 64)];
+
+/// Calls for tokens under way at once.
+const TOKENS_AT_ONCE: usize = 64;
 
 /// What one case found.
 struct Rate {
@@ -65,6 +70,7 @@ pub(crate) async fn run(scale: &Scale) -> Report {
             // One caller alone pays an fdatasync for each SVID: shown, not promised.
             let alone = bench.load(1, 1, bench.time).await.per_cpu_second;
             report.figure("batches of 1, 1 at once: a CPU second", alone, "SVIDs");
+            bench.tokens(&mut report).await;
         }
     }
     report
@@ -112,11 +118,55 @@ impl Bench<'_> {
         f64::from(count) / (cpu::own() - before).as_secs_f64()
     }
 
-    /// Asks as fast as it is answered.
+    /// Tokens one by one, between two bare loops.
+    async fn tokens(&self, report: &mut Report) {
+        let before = self.bare_tokens();
+        let requests = self.asker.token_requests();
+        let ask = |request| self.asker.ask_token(request);
+        let rate = self
+            .saturate(&requests, TOKENS_AT_ONCE, self.time, ask)
+            .await;
+        let bare = (before + self.bare_tokens()) / 2.0;
+        let name = format!("tokens, {TOKENS_AT_ONCE} at once");
+        report.figure(format!("{name}: a second"), rate.per_second, "JWT-SVIDs");
+        let per_cpu = rate.per_cpu_second;
+        report.figure(format!("{name}: a CPU second"), per_cpu, "JWT-SVIDs");
+        report.figure(format!("{name}: bare loop"), bare, "JWT-SVIDs");
+        report.figure(format!("{name}: share"), per_cpu / bare, "");
+    }
+
+    /// Tokens per CPU second of the bare loop.
+    fn bare_tokens(&self) -> f64 {
+        let id = SpiffeId::parse("spiffe://example.org/asked/0").unwrap();
+        let (signer, audience) = (BareSigner::new(), [AUDIENCE.to_owned()]);
+        let (before, mut count) = (cpu::own(), 0);
+        let end = System.monotonic() + self.time / 2;
+        while System.monotonic() < end {
+            for _ in 0..100 {
+                std::hint::black_box(signer.issue(&id, &audience, System.now()));
+                count += 1;
+            }
+        }
+        f64::from(count) / (cpu::own() - before).as_secs_f64()
+    }
+
+    /// Asks for certificates as fast as it is answered.
     async fn load(&self, batch: usize, at_once: usize, time: Duration) -> Rate {
         let requests = self.asker.requests(batch);
+        let ask = |request| self.asker.ask(request);
+        self.saturate(&requests, at_once, time, ask).await
+    }
+
+    /// Asks as fast as it is answered.
+    async fn saturate<F: Future<Output = usize>>(
+        &self,
+        requests: &[Bytes],
+        at_once: usize,
+        time: Duration,
+        ask: impl Fn(Bytes) -> F,
+    ) -> Rate {
         let mut next = requests.iter().cycle().cloned();
-        let mut ask = || self.asker.ask(next.next().unwrap_or_default());
+        let mut ask = || ask(next.next().unwrap_or_default());
         let mut under_way: FuturesUnordered<_> = (0..at_once).map(|_| ask()).collect();
         let (begun, before) = (System.monotonic(), cpu::used(self.server));
         let mut issued = 0;

@@ -11,6 +11,7 @@ mod report;
 mod stats;
 
 mod bare;
+mod bare_signer;
 mod machine;
 mod options;
 

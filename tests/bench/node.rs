@@ -7,10 +7,13 @@ use vane_tests::admin::{Admin, entry};
 use vane_tests::remote::{Key, Node, local};
 use vane_tests::world::{World, spiffe_id};
 use vane_wire::spire::api::server::svid::v1::{
-    BatchNewX509svidRequest, BatchNewX509svidResponse, NewX509svidParams,
+    BatchNewX509svidRequest, BatchNewX509svidResponse, NewJwtsvidRequest, NewX509svidParams,
 };
 
 const BATCH_NEW: &str = "/spire.api.server.svid.v1.SVID/BatchNewX509SVID";
+const NEW_TOKEN: &str = "/spire.api.server.svid.v1.SVID/NewJWTSVID";
+/// Whom the tokens are for.
+pub(crate) const AUDIENCE: &str = "https://service.example.org";
 
 /// An agent with as many entries as CSRs.
 pub(crate) struct Asker {
@@ -68,5 +71,22 @@ impl Asker {
             assert_eq!(status.code, 0, "{}", status.message);
         }
         answer.results.len()
+    }
+
+    /// Requests of one token each that go round all entries.
+    pub(crate) fn token_requests(&self) -> Vec<Bytes> {
+        let request = |one: &NewX509svidParams| NewJwtsvidRequest {
+            entry_id: one.entry_id.clone(),
+            audience: vec![AUDIENCE.to_owned()],
+        };
+        let all = self.params.iter().map(request);
+        all.map(|request| request.encode_to_vec().into()).collect()
+    }
+
+    /// Sends one; the token must be signed. How many that were.
+    pub(crate) async fn ask_token(&self, request: Bytes) -> usize {
+        let answer = self.node.raw.call(NEW_TOKEN, vec![request]).await;
+        assert_eq!(answer.status.code(), Code::Ok, "{:?}", answer.status);
+        1
     }
 }

@@ -16,3 +16,4 @@ mod restart;
 mod rotate;
 mod store_faults;
 mod takeover;
+mod tokens;
