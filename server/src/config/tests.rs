@@ -70,6 +70,19 @@ fn an_unknown_key_is_refused_with_the_known_ones() {
     assert!(error.contains("`bind_port`"), "{error}");
 }
 
+/// Proves: JWT-30.
+#[test]
+fn no_small_rsa_key_can_sign_tokens() {
+    let with = |kind: &str| {
+        let text = format!("[server]\ntrust_domain = \"example.org\"\njwt_key_type = \"{kind}\"\n");
+        config::parse::<Config>(&text, "server.toml")
+    };
+    assert!(with("rsa-2048").is_ok());
+    for bad in ["rsa-1024", "ec-p224", "hs256", "none", ""] {
+        assert!(with(bad).is_err(), "{bad}");
+    }
+}
+
 #[test]
 fn a_trust_domain_is_required_and_never_normalised() {
     for text in [
