@@ -75,7 +75,10 @@ async fn a_node_gets_tokens_for_its_entries_that_verify_against_the_published_ke
     assert_eq!(verified.svid.id().as_str(), spiffe_id("/web"));
     assert_eq!(verified.svid.audience(), ["db", "cache"]);
     assert_eq!(svid.expires_at - svid.issued_at, 300);
-    assert_eq!(svid.hint, "internal");
+    assert_eq!(
+        svid.hint, "",
+        "as SPIRE's server: the agent knows its entries"
+    );
     let log = std::fs::read_to_string(world.path("server/audit.jsonl")).unwrap();
     let (input, signature) = svid.token.rsplit_once('.').unwrap();
     assert!(log.contains(input), "what was signed is in the log");
@@ -95,7 +98,7 @@ async fn a_node_gets_tokens_for_its_entries_that_verify_against_the_published_ke
 /// Proves: JWT-37.
 #[tokio::test]
 async fn the_key_rotates_and_no_token_loses_its_time() {
-    let world = World::with(Options::default().server("ca_ttl = \"40s\"")).await;
+    let world = World::with(Options::default().server("ca_ttl = \"20s\"")).await;
     let admin = world.admin().await;
     let (node, entry_id) = node(&world, &admin).await;
     let first = token(&node, &entry_id).await;
