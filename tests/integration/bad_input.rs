@@ -844,7 +844,8 @@ fn must_be_refused(call: &Call, field: &str, fault: Fault) -> bool {
                 || last == "value" && field.contains("selectors")
         }
         Fault::LongItem => !field.starts_with("need"),
-        Fault::Negative => last.contains("ttl"),
+        // A preference below zero is none, as SPIRE has it.
+        Fault::Negative => last.contains("ttl") && last != "preferred_ttl",
         Fault::Absent | Fault::Empty | Fault::ManyEmpty => is_required(call, field),
         Fault::Many => false,
     }
