@@ -360,11 +360,15 @@ prop_compose! {
     }
 }
 
-/// Selectors are a set: sorted, each once.
+/// Selectors are a set: sorted, each once. Attributes of which none is set are none.
 fn canonical(mut wire: types::Entry) -> types::Entry {
     let read = wire.selectors.iter().map(Selector::try_from);
     let set: SelectorSet = read.collect::<Result<_, _>>().unwrap();
     wire.selectors = selector::to_wire(&set);
+    let none = types::entry::AdditionalAttributes::default();
+    if wire.additional_attributes == Some(none) {
+        wire.additional_attributes = None;
+    }
     wire
 }
 
