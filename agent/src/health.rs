@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use vane_chassis::clock::Jump;
-use vane_chassis::health::{Fault, Finding, Harm};
+use vane_chassis::health::{Fault, Finding, Harm, jump_detail};
 
 /// A stream that is being opened again for less is no news.
 const RECONNECTS: Duration = Duration::from_secs(10);
@@ -112,15 +112,7 @@ fn clock(snapshot: &Snapshot) -> Option<Finding> {
         return Some(Finding::new(Fault::ClockJump, Harm::Degraded, detail, next));
     }
     let (jump, ago) = snapshot.jump?;
-    let (way, by) = match jump {
-        Jump::Forward(by) => ("forward", by),
-        Jump::Backward(by) => ("back", by),
-    };
-    let detail = format!(
-        "the wall clock went {way} by {} s, {} s ago; every schedule was run again",
-        by.as_secs(),
-        ago.as_secs()
-    );
+    let detail = jump_detail(jump, ago);
     Some(Finding::new(Fault::ClockJump, Harm::Degraded, detail, next))
 }
 

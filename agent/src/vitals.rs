@@ -14,7 +14,7 @@ use prometheus_client::metrics::MetricType;
 use tokio::sync::watch;
 use vane_chassis::clock::Clock;
 use vane_chassis::health::{Finding, Report};
-use vane_chassis::metrics::Metrics;
+use vane_chassis::metrics::{Metrics, gauge};
 
 use crate::cache::Reader;
 use crate::counters::Counters;
@@ -42,9 +42,6 @@ impl Vitals {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let monotonic = self.clock.monotonic();
-        let jumps = self.clock.jumps();
-        let doubt = jumps.in_doubt(monotonic);
-        let last = jumps.last().filter(|_| doubt);
         let sync = self.reader.sync();
         let own = self.own.borrow().clone();
         let now = self.clock.now();
@@ -56,10 +53,7 @@ impl Vitals {
             error: sync.error,
             disk: self.disk.trouble(),
             skew_ms: sync.skew_ms,
-            jump: last.map(|last| {
-                let ago = monotonic.saturating_duration_since(last.noticed);
-                (last.jump, ago)
-            }),
+            jump: self.clock.jumps().recent(monotonic),
         }
     }
 
@@ -96,12 +90,6 @@ impl fmt::Debug for Vitals {
     }
 }
 
-fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: i64) -> fmt::Result {
-    encoder
-        .encode_descriptor(name, help, None, MetricType::Gauge)?
-        .encode_gauge(&value)
-}
-
 #[derive(Debug)]
 struct Ours(Arc<Vitals>);
 
@@ -120,23 +108,7 @@ impl Collector for Ours {
         let help = "Since the server said something.";
         let mut age = to.encode_descriptor("sync_age_seconds", help, None, MetricType::Gauge)?;
         age.encode_gauge(&snapshot.heard.as_secs_f64())?;
-        let report = Report::new(health::judge(&snapshot));
-        gauge(
-            to,
-            "ready",
-            "Whether work may be sent.",
-            i64::from(report.is_ready()),
-        )?;
-        let mut faults =
-            to.encode_descriptor("fault", "What is wrong now.", None, MetricType::Gauge)?;
-        for finding in report.findings() {
-            let labels = [
-                ("fault", finding.fault.name()),
-                ("harm", finding.harm.name()),
-            ];
-            faults.encode_family(&labels)?.encode_gauge(&1_i64)?;
-        }
-        Ok(())
+        Report::new(health::judge(&snapshot)).encode(to)
     }
 }
 

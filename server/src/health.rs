@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use vane_authority::log::{LogError, LogHealth};
 use vane_chassis::clock::{Jump, SETTLE};
-use vane_chassis::health::{Fault, Finding, Harm};
+use vane_chassis::health::{Fault, Finding, Harm, jump_detail};
 use vane_store::kv::KvError;
 
 /// The log does nothing for so long: no work should be sent.
@@ -133,15 +133,7 @@ fn log(log: &LogHealth) -> Option<Finding> {
 }
 
 fn clock(jump: Jump, ago: Duration) -> Finding {
-    let (way, by) = match jump {
-        Jump::Forward(by) => ("forward", by),
-        Jump::Backward(by) => ("back", by),
-    };
-    let detail = format!(
-        "the wall clock went {way} by {} s, {} s ago; every schedule was run again",
-        by.as_secs(),
-        ago.as_secs()
-    );
+    let detail = jump_detail(jump, ago);
     let next = "check that it is right now (chronyc tracking); nobody is denied as expired for ten minutes";
     let harm = match ago < SETTLE {
         true => Harm::Unready,

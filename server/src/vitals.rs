@@ -18,7 +18,7 @@ use vane_authority::kind::Kind;
 use vane_authority::log::Log;
 use vane_chassis::clock::Clock;
 use vane_chassis::health::{Finding, Report};
-use vane_chassis::metrics::Metrics;
+use vane_chassis::metrics::{Metrics, gauge};
 use vane_identity::id::TrustDomain;
 use vane_identity::lifetime::{from_unix, to_unix};
 use vane_store::observed::Observed;
@@ -81,19 +81,13 @@ impl Vitals {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let monotonic = self.clock.monotonic();
-        let jumps = self.clock.jumps();
-        let doubt = jumps.in_doubt(monotonic);
-        let last = jumps.last().filter(|_| doubt);
         Snapshot {
             store: self.store.error(),
             confirmed_age: self.state.confirmed_age(monotonic),
             max_staleness: self.max_staleness,
             signs_for: self.signs_for(),
             log: self.log.health(),
-            jump: last.map(|last| {
-                let ago = monotonic.saturating_duration_since(last.noticed);
-                (last.jump, ago)
-            }),
+            jump: self.clock.jumps().recent(monotonic),
         }
     }
 
@@ -198,12 +192,6 @@ fn count(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: i64) -> fmt::Result {
-    encoder
-        .encode_descriptor(name, help, None, MetricType::Gauge)?
-        .encode_gauge(&value)
-}
-
 fn total(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
     encoder
         .encode_descriptor(name, help, None, MetricType::Counter)?
@@ -258,22 +246,7 @@ impl Collector for Ours {
         )?;
         one.encode_gauge(&age.as_secs_f64())?;
         expiries(to, &vitals.rotations())?;
-        let report = vitals.report();
-        gauge(
-            to,
-            "ready",
-            "Whether work may be sent.",
-            i64::from(report.is_ready()),
-        )?;
-        let mut faults =
-            to.encode_descriptor("fault", "What is wrong now.", None, MetricType::Gauge)?;
-        for finding in report.findings() {
-            let labels = [
-                ("fault", finding.fault.name()),
-                ("harm", finding.harm.name()),
-            ];
-            faults.encode_family(&labels)?.encode_gauge(&1_i64)?;
-        }
+        vitals.report().encode(to)?;
         store(to, vitals)?;
         log(to, vitals)
     }

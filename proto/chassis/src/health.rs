@@ -7,9 +7,14 @@
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
+use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::metrics::MetricType;
 use serde::Serialize;
 
+use crate::clock::Jump;
+use crate::metrics::gauge;
 use crate::ready::Ready;
 
 /// What can be wrong with a process that runs.
@@ -105,6 +110,20 @@ impl Finding {
     }
 }
 
+/// What to say of a jump of the wall clock that was noticed `ago`.
+#[must_use]
+pub fn jump_detail(jump: Jump, ago: Duration) -> String {
+    let (way, by) = match jump {
+        Jump::Forward(by) => ("forward", by),
+        Jump::Backward(by) => ("back", by),
+    };
+    format!(
+        "the wall clock went {way} by {} s, {} s ago; every schedule was run again",
+        by.as_secs(),
+        ago.as_secs()
+    )
+}
+
 /// All that was found at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report(Vec<Finding>);
@@ -138,6 +157,25 @@ impl Report {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.0.iter().all(|one| one.harm < Harm::Unready)
+    }
+
+    /// Shows it as the metrics `ready` and `fault`, the same in both binaries.
+    ///
+    /// # Errors
+    /// Those of the encoder.
+    pub fn encode(&self, to: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Whether work may be sent.";
+        gauge(to, "ready", help, i64::from(self.is_ready()))?;
+        let help = "What is wrong now.";
+        let mut faults = to.encode_descriptor("fault", help, None, MetricType::Gauge)?;
+        for finding in self.findings() {
+            let labels = [
+                ("fault", finding.fault.name()),
+                ("harm", finding.harm.name()),
+            ];
+            faults.encode_family(&labels)?.encode_gauge(&1_i64)?;
+        }
+        Ok(())
     }
 
     /// The body of an answer: one line of JSON.

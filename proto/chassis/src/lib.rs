@@ -15,8 +15,9 @@ pub mod telemetry;
 
 pub mod builtin;
 pub mod given;
-pub mod health;
 pub mod metrics;
+
+pub mod health;
 
 pub mod h2_authority;
 

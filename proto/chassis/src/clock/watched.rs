@@ -226,11 +226,18 @@ impl Jumps {
         })
     }
 
-    /// Whether the last jump is less than [`DOUBT`] ago at `now`.
+    /// The last jump and how long ago it was noticed, while that is less than [`DOUBT`] at `now`.
+    #[must_use]
+    pub fn recent(&self, now: Instant) -> Option<(Jump, Duration)> {
+        let last = self.last()?;
+        let ago = now.saturating_duration_since(last.noticed);
+        (ago < DOUBT).then_some((last.jump, ago))
+    }
+
+    /// Whether there is a [`recent`](Self::recent) jump at `now`.
     #[must_use]
     pub fn in_doubt(&self, now: Instant) -> bool {
-        let ago = |last: Jumped| now.saturating_duration_since(last.noticed);
-        self.last().is_some_and(|last| ago(last) < DOUBT)
+        self.recent(now).is_some()
     }
 }
 
