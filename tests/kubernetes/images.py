@@ -1,0 +1,53 @@
+"""The images of the tests, made without a registry: `pause`, `busybox`, and (with ours built) `vane` and `workload`."""
+import importlib.machinery
+import importlib.util
+import pathlib
+import shutil
+import subprocess
+
+from node import CACHE, HERE
+
+ROOT = HERE.parent.parent
+VANE, BUSYBOX, PAUSE, WORKLOAD = (f"docker.io/local/{name}:1" for name in ("vane", "busybox", "pause", "workload"))
+APPLETS = ["sh", "sleep", "cat", "id", "ls", "echo", "wget", "nslookup", "mount", "mkdir", "kill", "ps", "true", "touch", "ln", "httpd", "nc"]
+PASSWD = "root:x:0:0:root:/:/bin/sh\napp:x:1000:1000::/:/bin/sh\n"
+
+
+def archive_tool():
+    path = str(ROOT / "deploy/docker/archive")
+    loader = importlib.machinery.SourceFileLoader("archive", path)
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("archive", loader))
+    loader.exec_module(module)
+    return module
+
+
+ARCHIVE = archive_tool()
+
+
+def busybox(name, command, more=()):
+    """A busybox image with `more` programs (paths on this machine) in /bin; the path of its archive."""
+    layer = ARCHIVE.Layer()
+    layer.put("bin/busybox", pathlib.Path(shutil.which("busybox")).read_bytes(), 0o755)
+    for applet in APPLETS:
+        layer.put(f"bin/{applet}", link="busybox")
+    layer.put("etc/passwd", PASSWD.encode())
+    for program in more:
+        layer.put(f"bin/{pathlib.Path(program).name}", pathlib.Path(program).read_bytes(), 0o755)
+    for folder in ["tmp", "proc", "dev", "sys"]:
+        layer.put(folder)
+    out = CACHE / f"{name.rsplit('/', 1)[1].split(':')[0]}.tar"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    ARCHIVE.write(out, name, layer.bytes(), {"Cmd": command, "Env": ["PATH=/bin"]})
+    return out
+
+
+def basic():
+    """What a node needs before anything of ours is there."""
+    return [busybox(BUSYBOX, ["sleep", "1000000"]), busybox(PAUSE, ["sleep", "1000000"])]
+
+
+def vane(folder):
+    """The image of deploy/docker from the static programs in `folder`."""
+    out = CACHE / "vane.tar"
+    subprocess.run([ROOT / "deploy/docker/archive", out, VANE, folder], check=True)
+    return out
