@@ -25,3 +25,5 @@ pub mod unix_listener;
 
 pub mod mtls;
 pub mod ops;
+
+pub mod kubernetes;

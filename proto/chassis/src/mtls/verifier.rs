@@ -259,7 +259,7 @@ pub(super) fn schemes() -> Vec<SignatureScheme> {
         .supported_schemes()
 }
 
-/// TLS 1.2 is neither offered nor compiled in.
+/// TLS 1.2 is not offered between our own parts.
 pub(super) fn no_tls12() -> Error {
     PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into()
 }
