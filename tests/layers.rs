@@ -40,7 +40,7 @@ const ALL_DOOR: &[&str] = &["vane-wire", "vane-client", "vane"];
 /// The modules of the others that may name tonic or a generated type (DESIGN section 2).
 const DOOR: &[(&str, &[&str])] = &[
     ("vane-server", &["api"]),
-    ("vane-agent", &["api", "issue", "link", "node"]),
+    ("vane-agent", &["api", "csi", "issue", "link", "node"]),
 ];
 
 /// Modules that may name generated types, though not tonic: the agent's set is kept as the
@@ -48,7 +48,16 @@ const DOOR: &[(&str, &[&str])] = &[
 const HOLDS_MESSAGES: &[(&str, &[&str])] = &[("vane-agent", &["registry", "snapshot"])];
 
 /// How a path to a generated type begins, after `vane_wire::`.
-const GENERATED: &[&str] = &["spire", "vane", "workload", "envoy", "google", "generated"];
+const GENERATED: &[&str] = &[
+    "spire",
+    "vane",
+    "workload",
+    "envoy",
+    "google",
+    "csi",
+    "pluginregistration",
+    "generated",
+];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")

@@ -2,7 +2,8 @@
 //! generated is committed.
 //!
 //! Writes the modules that `src/generated.rs` includes, and `wire.bin`: the descriptors of
-//! what travels, which reflection serves. The records of `vane.store` and `vane.agent` are not in it.
+//! what travels, which reflection serves. The records of `vane.store` and `vane.agent` are not in
+//! it, nor is what only the kubelet asks.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -52,6 +53,14 @@ const SECRET_MESSAGES: [&str; 12] = [
     ".spire.api.server.agent.v1.CreateJoinTokenRequest",
 ];
 
+/// The packages of records, and of the sockets between kubelet and driver.
+const NOT_REFLECTED: [&str; 4] = [
+    "vane.store.v1",
+    "vane.agent.v1",
+    "csi.v1",
+    "pluginregistration",
+];
+
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=protos");
     let mut compiler = protox::Compiler::new(ROOTS)?;
@@ -81,7 +90,7 @@ fn write_descriptors(compiler: &protox::Compiler) -> Result<(), Box<dyn Error>> 
     let mut files = compiler.file_descriptor_set();
     files
         .file
-        .retain(|file| !["vane.store.v1", "vane.agent.v1"].contains(&file.package()));
+        .retain(|file| !NOT_REFLECTED.contains(&file.package()));
     for file in &mut files.file {
         file.source_code_info = None;
     }

@@ -147,3 +147,15 @@ pub mod google {
         tonic::include_proto!("google.rpc");
     }
 }
+
+/// `csi`: what the kubelet asks a driver of volumes.
+pub mod csi {
+    pub mod v1 {
+        tonic::include_proto!("csi.v1");
+    }
+}
+
+/// `pluginregistration`: how a plugin introduces itself to the kubelet.
+pub mod pluginregistration {
+    tonic::include_proto!("pluginregistration");
+}
