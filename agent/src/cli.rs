@@ -15,15 +15,19 @@ use vane_chassis::{config as file, telemetry};
 
 use crate::app::{self, Ready};
 use crate::config::Config;
+use crate::csi;
 use crate::front::Surroundings;
 use crate::upgrade;
+
+/// Threads for mounts, which are made one at a time.
+const CSI_BLOCKING: usize = 2;
 
 /// Attests the processes of this node and serves them rotating SPIFFE identities.
 #[derive(Debug, Parser)]
 #[command(
     name = "vane-agent",
     version,
-    after_help = "Examples:\n  vane-agent check -c agent.toml\n  vane-agent run -c agent.toml"
+    after_help = "Examples:\n  vane-agent check -c agent.toml\n  vane-agent run -c agent.toml\n  vane-agent csi --workload-api-socket-dir /run/vane/public"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -36,6 +40,11 @@ enum Command {
     Run(File),
     /// Check a configuration, and print what is in force without secrets.
     Check(File),
+    /// Give pods the agent's socket as a volume of csi.spiffe.io, until SIGTERM or Ctrl-C.
+    ///
+    /// Runs beside an agent in its DaemonSet, privileged because Kubernetes asks that of who
+    /// mounts for the host; it gives up all capabilities but CAP_SYS_ADMIN.
+    Csi(csi::Options),
 }
 
 #[derive(Debug, clap::Args)]
@@ -51,6 +60,7 @@ pub fn main_entry() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run(file) => run(&file),
         Command::Check(file) => check(&file),
+        Command::Csi(options) => drive(options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -116,12 +126,50 @@ fn run(file: &File) -> anyhow::Result<()> {
     })
 }
 
+/// Mounts for the pods of this node. What it may do is given up while it is one thread.
+fn drive(options: csi::Options) -> anyhow::Result<()> {
+    let log = telemetry::Log {
+        level: options.log_level.clone(),
+        format: options.log_format(),
+    };
+    let settings = options.check(|name| std::env::var_os(name))?;
+    telemetry::init(&log)?;
+    csi::keep_mounting_only()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(CSI_BLOCKING)
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let stop = CancellationToken::new();
+        let signals = Signals::install().context("cannot handle signals")?;
+        let on_ready = |ready: csi::Ready| {
+            let socket = ready.socket.display();
+            say(&format!(
+                "ready csi_socket=unix://{socket} plugin_name={}\n",
+                ready.name
+            ));
+        };
+        let (driver, ()) = tokio::join!(
+            async {
+                let ended = csi::run(settings, stop.clone(), on_ready).await;
+                stop.cancel();
+                ended
+            },
+            signals.cancel(stop.clone()),
+        );
+        driver
+    })
+}
+
 fn print(ready: &Ready) {
-    let line = format!(
+    say(&format!(
         "ready workload_api=unix://{} agent_id={}\n",
         ready.workload_api.display(),
         ready.agent_id
-    );
+    ));
+}
+
+fn say(line: &str) {
     // Whoever started it without reading its output does not wait for the line.
     let _ = std::io::stdout().write_all(line.as_bytes());
 }

@@ -44,6 +44,7 @@ pub mod takeover;
 mod front;
 
 pub mod app;
+mod csi;
 mod upgrade;
 
 mod cli;

@@ -65,30 +65,30 @@ pub(crate) fn admit(
     Ok(Arc::new(Connector { peer, facts, guard }))
 }
 
-/// A connection as the gRPC server takes it.
-pub(crate) struct Connection {
+/// A connection as the gRPC server takes it; its calls see what it was admitted as.
+pub(crate) struct Connection<T = Arc<Connector>> {
     stream: AuthorityPatch<UnixStream>,
-    connector: Arc<Connector>,
+    admitted: T,
 }
 
-impl From<Accepted<Arc<Connector>>> for Connection {
-    fn from(accepted: Accepted<Arc<Connector>>) -> Self {
+impl<T> From<Accepted<T>> for Connection<T> {
+    fn from(accepted: Accepted<T>) -> Self {
         Self {
             stream: accepted.stream,
-            connector: accepted.guard,
+            admitted: accepted.guard,
         }
     }
 }
 
-impl Connected for Connection {
-    type ConnectInfo = Arc<Connector>;
+impl<T: Clone + Send + Sync + 'static> Connected for Connection<T> {
+    type ConnectInfo = T;
 
-    fn connect_info(&self) -> Arc<Connector> {
-        Arc::clone(&self.connector)
+    fn connect_info(&self) -> T {
+        self.admitted.clone()
     }
 }
 
-impl AsyncRead for Connection {
+impl<T: Unpin> AsyncRead for Connection<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -98,7 +98,7 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl<T: Unpin> AsyncWrite for Connection<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
