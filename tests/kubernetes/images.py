@@ -1,6 +1,7 @@
 """The images of the tests, made without a registry: `pause`, `busybox`, and (with ours built) `vane` and `workload`."""
 import importlib.machinery
 import importlib.util
+import os
 import pathlib
 import shutil
 import subprocess
@@ -51,3 +52,13 @@ def vane(folder):
     out = CACHE / "vane.tar"
     subprocess.run([ROOT / "deploy/docker/archive", out, VANE, folder], check=True)
     return out
+
+
+def workload(folder):
+    """Pods that ask: busybox, the CLI and the test's own workloads, among them one made with go-spiffe."""
+    out = CACHE / "clients"
+    out.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["go", "build", "-o", out / "gospiffe", "."], cwd=ROOT / "tests/interop/spiffe/go", check=True,
+                   env=os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly"})
+    programs = [folder / name for name in ("vane", "vane-test-pod", "vane-test-greedy")]
+    return busybox(WORKLOAD, ["sleep", "1000000"], [*programs, out / "gospiffe"])

@@ -102,7 +102,7 @@ eventRecordQPS: 0
 kubeAPIQPS: 100
 kubeAPIBurst: 200
 """
-COREDNS = "cluster.local:53 {{\n  bind {ip}\n  errors\n  kubernetes {{\n    kubeconfig {pki}/admin.conf\n    ttl 1\n  }}\n}}\n"
+COREDNS = "cluster.local:53 {{\n  bind {ip}\n  errors\n  kubernetes {{\n    kubeconfig {pki}/admin.conf\n    noendpoints\n    ttl 1\n  }}\n}}\n"
 
 
 def programs():

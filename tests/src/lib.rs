@@ -13,6 +13,7 @@ pub mod world;
 
 pub mod greedy;
 pub mod half_call;
+pub mod pod;
 pub mod raw;
 pub mod remote;
 pub mod sample;

@@ -1,0 +1,74 @@
+"""How fast a new pod has its first SVID, a hundred at once, and one that takes more than its share."""
+import statistics
+import time
+
+from cluster import SPACE, pod
+from node import until
+
+SAMPLES = 15
+
+
+def first_svids(cluster, name, selector, labels):
+    """Milliseconds from the first call to the first SVID, for pods that come one after the other."""
+    cluster.entry(f"/{name}", f"k8s:ns:{SPACE}", selector)
+    took = []
+    for at in range(SAMPLES):
+        one = f"{name}-{at}"
+        cluster.run(pod(one, "vane-test-pod", "first", labels=labels))
+        took.append(cluster.first(one)["ms"])
+    cluster.delete(*(f"{name}-{at}" for at in range(SAMPLES)))
+    took.sort()
+    print(f"        {name}: p50 {statistics.median(took):.1f} ms, least {took[0]:.1f}, most {took[-1]:.1f} ({SAMPLES} pods)", flush=True)
+    return statistics.median(took)
+
+
+def the_first_svid_is_quick(cluster, checks):
+    p50 = first_svids(cluster, "by-label", "k8s:pod-label:speed:pod", {"speed": "pod"})
+    checks.check(f"first SVID by selectors of the pod: p50 {p50:.0f} ms of 50", p50 <= 50)
+    cluster.entry("/by-container", f"k8s:ns:{SPACE}", "k8s:pod-label:speed:container")
+    p50 = first_svids(cluster, "by-container", "k8s:container-name:main", {"speed": "other"})
+    checks.check(f"first SVID by selectors of the container: p50 {p50:.0f} ms of 1500", p50 <= 1500)
+    for entry in ("/by-label", "/by-container"):
+        cluster.forget(entry)
+
+
+def a_hundred_pods_at_once(cluster, checks):
+    wanted = cluster.entry("/crowd", f"k8s:ns:{SPACE}", "k8s:pod-label:crowd:yes")
+    names = [f"crowd-{at}" for at in range(100)]
+    before = cluster.rss_mib(cluster.agent_pod()["metadata"]["name"])
+    start = time.monotonic()
+    cluster.run(*(pod(name, "vane-test-pod", "first", labels={"crowd": "yes"}) for name in names))
+    got = {}
+
+    def all_have_it():
+        for name in names:
+            if name not in got:
+                got.update({name: line for line in cluster.lines(name) if "ms" in line})
+        return len(got) == len(names)
+
+    until("all have their SVIDs", all_have_it, 300)
+    took = sorted(line["ms"] for line in got.values())
+    after = cluster.rss_mib(cluster.agent_pod()["metadata"]["name"])
+    print(f"        100 pods: all run and served after {time.monotonic() - start:.0f} s; from call to SVID p50 {took[50]:.0f} ms, most {took[-1]:.0f} ms; "
+          f"agent RSS {before:.1f} MiB before, {after:.1f} MiB with 100 streams", flush=True)
+    checks.check("100 pods that start at once all get their SVID", all(line["ids"] == [wanted] for line in got.values()))
+    cluster.delete(*names)
+
+
+def a_greedy_pod_starves_nobody(cluster, checks):
+    wanted = cluster.entry("/modest", f"k8s:ns:{SPACE}", "k8s:pod-label:modest:yes")
+    flood = "for i in 1 2 3 4 5; do sleep 100000 | vane-test-greedy /run/vane/agent.sock 1000 & done; wait"
+    cluster.run(pod("greedy", "sh", "-c", flood), pod("modest-before", "vane-test-pod", "first", labels={"modest": "yes"}))
+    opened = lambda: [line for line in cluster.node.kubectl("-n", SPACE, "logs", "greedy", check=False).splitlines() if "connections=" in line]  # noqa: E731
+    said = until("the greedy pod has opened what it can", lambda: len(opened()) == 5 and opened(), 90)
+    held = sum(int(line.rsplit("=", 1)[1]) for line in said)
+    cluster.run(pod("modest", "vane-test-pod", "first", labels={"modest": "yes"}))
+    got = cluster.first("modest")
+    agent = cluster.agent_pod()["metadata"]["name"]
+    print(f"        5,000 connections tried, {held} held; another pod's first SVID in {got['ms']:.1f} ms; agent RSS {cluster.rss_mib(agent):.1f} MiB", flush=True)
+    checks.check("one pod is held to its share of connections", 0 < held <= 4000, said)
+    checks.check("another pod is served meanwhile", got["ids"] == [wanted] and got["ms"] < 1000, got)
+    cluster.delete("greedy", "modest", "modest-before")
+
+
+STORIES = [the_first_svid_is_quick, a_hundred_pods_at_once, a_greedy_pod_starves_nobody]

@@ -1,0 +1,127 @@
+"""From an empty cluster to identities that hold: apply, the first SVID, mutual TLS, who is who."""
+import json
+import time
+
+import images
+from cluster import DOMAIN, SPACE, pod
+from node import Failure, until
+
+
+def from_apply_to_the_first_svid(cluster, checks):
+    node, start, took = cluster.node, time.monotonic(), {}
+
+    def mark(what):
+        took[what] = round(time.monotonic() - start, 1)
+        print(f"        {took[what]:5} s  {what}", flush=True)
+
+    cluster.apply()
+    mark("kubectl apply -k")
+    ready = lambda name: node.kubectl("-n", "vane", "get", "pod", "-l", f"app.kubernetes.io/name={name}", check=False)  # noqa: E731
+    until("the server is ready", lambda: " 1/1 " in ready("vane-server"), 90)
+    mark("vane-server-0 is ready")
+    bundle = until("the bundle is published", lambda: node.kubectl("-n", "vane", "get", "configmap", "vane-bundle", "-o", "json", check=False), 30)
+    mark("the server has published its bundle")
+    checks.check("the ConfigMap holds the bundle", "BEGIN CERTIFICATE" in bundle or "spiffe" in bundle, bundle[:300])
+    until("the agent is ready", lambda: " 1/1 " in ready("vane-agent"), 120)
+    mark("vane-agent is ready: its node is attested")
+    agents = json.loads(cluster.vane("agent", "list", "-o", "json"))["agents"]
+    found = [f"spiffe://{agent['id']['trust_domain']}{agent['id']['path']}" for agent in agents]
+    checks.check("the agent's name is its node's UID", found == [cluster.agent_id()], found)
+    cluster.space(labels={"team": "green"})
+    cluster.account("first")
+    wanted = cluster.entry("/first", f"k8s:ns:{SPACE}", "k8s:sa:first")
+    mark("the entry is made")
+    cluster.run(pod("first", "vane-test-pod", "first", account="first"))
+    got = cluster.first("first")
+    mark("a pod has its first SVID")
+    checks.check("it is the one of its entry", got["ids"] == [wanted], got)
+    print(node.kubectl("get", "pod", "-A"), flush=True)
+    cluster.delete("first")
+
+
+def exec_needs_no_flags(cluster, checks):
+    said = cluster.vane("entry", "list")
+    checks.check("kubectl exec vane-server-0 -- vane entry list", f"spiffe://{DOMAIN}/first" in said, said)
+    said = cluster.agent("agent", "status")
+    checks.check("kubectl exec ds/vane-agent -- vane agent status", "connected" in said.lower() or "ok" in said.lower(), said)
+    said = cluster.agent("health", check=False)
+    print("        vane health: " + said.strip().replace("\n", " | ")[:200], flush=True)
+
+
+def probes_mean_something(cluster, checks):
+    node = cluster.node
+    agent = cluster.agent_pod()
+    for path, port, where in [("live", 9443, agent), ("ready", 9443, agent), ("live", 9442, cluster.get("vane-server-0", "vane")),
+                              ("ready", 9442, cluster.get("vane-server-0", "vane"))]:
+        address = where["status"]["podIP"]
+        said = node.run("curl", "-s", "--max-time", 5, "-o", "/dev/null", "-w", "%{http_code}", f"http://{address}:{port}/{path}", check=False).stdout
+        checks.check(f"/{path} of {where['metadata']['name']} answers on the pod's address", said == "200", said)
+
+
+def it_runs_with_little(cluster, checks):
+    """What the manifests promise about rights, read from the running processes."""
+    node = cluster.node
+    for name, uid, capabilities in [("vane-server-0", "65532", 0), (cluster.agent_pod()["metadata"]["name"], "0", 1 << 19)]:
+        status = dict(line.split(":", 1) for line in node.run("cat", f"/proc/{cluster.pid(name, 'vane')}/status").stdout.splitlines())
+        checks.check(f"{name} runs as {uid}, with no more capabilities than said, no new privileges and a seccomp filter",
+                     status["Uid"].split()[1] == uid and int(status["CapBnd"], 16) == int(status["CapPrm"], 16) | int(status["CapBnd"], 16) == capabilities
+                     and status["NoNewPrivs"].strip() == "1" and status["Seccomp"].strip() == "2",
+                     {key: status[key] for key in ("Uid", "CapBnd", "CapPrm", "NoNewPrivs", "Seccomp")})
+        wrote = cluster.exec(name, "vane", "svid", "fetch", "--write", "/etc/x", check=False)
+        checks.check(f"the root file system of {name} is read only", "/etc/x" not in wrote or not wrote, wrote)
+
+
+def two_do_mtls_and_a_third_is_refused(cluster, checks):
+    for account in ("greeter", "guest", "stranger"):
+        cluster.account(account)
+    server, guest, _ = (cluster.entry(f"/{name}", f"k8s:ns:{SPACE}", f"k8s:sa:{name}") for name in ("greeter", "guest", "stranger"))
+    cluster.run(pod("greeter", "vane-test-pod", "serve", "0.0.0.0:8443", guest, account="greeter"))
+    until("it serves", lambda: cluster.lines("greeter"), 60)
+    address = f"{cluster.get('greeter')['status']['podIP']}:8443"
+    cluster.run(*(pod(name, "vane-test-pod", "once", address, server, account=name) for name in ("guest", "stranger")))
+    said = {name: until(f"{name} is answered", lambda name=name: cluster.lines(name), 60)[-1] for name in ("guest", "stranger")}
+    checks.check("two pods of two accounts do mutual TLS", said["guest"] == {"greeted": server}, said["guest"])
+    refused = until("the server has said why", lambda: [line for line in cluster.lines("greeter") if "refused" in line])
+    checks.check("a third pod is refused, by name", "refused" in said["stranger"] and "/stranger" in str(refused), (said, refused))
+    cluster.delete("greeter", "guest", "stranger")
+
+
+def identities_by_what_a_pod_is(cluster, checks):
+    cluster.account("billing")
+    cluster.run(pod("digest-probe", "sleep", "1000"))
+    cluster.ready("digest-probe")
+    digest = cluster.get("digest-probe")["status"]["containerStatuses"][0]["imageID"]
+    cluster.delete("digest-probe")
+    by = {
+        "account": cluster.entry("/by/account", f"k8s:ns:{SPACE}", "k8s:sa:billing"),
+        "label": cluster.entry("/by/label", f"k8s:ns:{SPACE}", "k8s:pod-label:tier:front"),
+        "digest": cluster.entry("/by/digest", f"k8s:container-image:{digest}", "k8s:pod-label:pinned:yes"),
+    }
+    cluster.run(pod("account", "vane-test-pod", "first", account="billing"),
+                pod("label", "vane-test-pod", "first", labels={"tier": "front"}),
+                pod("digest", "vane-test-pod", "first", labels={"pinned": "yes"}),
+                pod("nobody", "vane-test-pod", "first", labels={"tier": "back"}))
+    for name, wanted in by.items():
+        try:
+            got = cluster.first(name, 30)["ids"]
+        except Failure as failure:
+            got = failure
+        checks.check(f"an identity by {name}", got == [wanted], got)
+    checks.check("a pod that no entry matches has none", not [line for line in cluster.lines("nobody") if "ids" in line], cluster.lines("nobody"))
+    before = time.monotonic()
+    cluster.node.kubectl("-n", SPACE, "label", "pod", "nobody", "tier=front", "--overwrite")
+    got = cluster.first("nobody", 90)["ids"]
+    checks.check(f"and gets one {time.monotonic() - before:.1f} s after its label changed", got == [by["label"]], got)
+    cluster.delete("account", "label", "digest", "nobody")
+
+
+def go_spiffe_over_the_host_path(cluster, checks):
+    wanted = cluster.entry("/go", f"k8s:ns:{SPACE}", "k8s:pod-name:go-spiffe")
+    cluster.run(pod("go-spiffe", "gospiffe", "x509", image=images.WORKLOAD))
+    said = until("go-spiffe is answered", lambda: cluster.lines("go-spiffe"), 60)[-1]
+    checks.check("go-spiffe in a pod, over a hostPath", said.get("ok") and wanted in json.dumps(said), said)
+    cluster.delete("go-spiffe")
+
+
+STORIES = [from_apply_to_the_first_svid, exec_needs_no_flags, probes_mean_something, it_runs_with_little,
+           two_do_mtls_and_a_third_is_refused, identities_by_what_a_pod_is, go_spiffe_over_the_host_path]
