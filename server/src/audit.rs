@@ -4,6 +4,8 @@
 //! durable in the log before the caller hears of it (DESIGN "Issuing order": store, then log,
 //! then acknowledgement). It names no token and no key.
 
+mod slots;
+
 pub mod ledger;
 pub mod refusals;
 

@@ -2,9 +2,9 @@
 //! the next start when the server ended in between (promise P9).
 //!
 //! The transaction of a change also writes what the log has to say about it
-//! ([`vane_store::tables::pending`]); once the log has it durably, that row is deleted, many at
-//! a time and behind the acknowledgement. What is found at start is looked for in the end of
-//! the log's file by its change ID, so that nothing stands there twice.
+//! ([`vane_store::tables::pending`]); once the log has it durably, that row is written over by a
+//! later change or deleted, behind the acknowledgement. What is found at start is looked for in
+//! the end of the log's file by its change ID, so that nothing stands there twice.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use vane_authority::log::{Leaf, Log, LogError, Mode};
@@ -23,14 +22,15 @@ use vane_store::kv::{Kv, KvError, MAX_OPS, Txn};
 use vane_store::tables::pending::{self, Marked};
 
 use super::Change;
-/// So long what the log has may wait to be forgotten by the store, so that many go at once.
+use super::slots::Slots;
+
+/// So long what the log has waits to be forgotten by the store, so that later changes write over
+/// it.
 const GATHER: Duration = Duration::from_secs(1);
-/// Changes that may wait for that; one more is found in the log at the next start.
-const QUEUE: usize = 4_096;
 /// What a change ID stands behind in a line of the log.
 const ID: &str = "change_id";
-/// How much of the end of the log is searched at start: more than what is written while
-/// [`QUEUE`] changes are forgotten.
+/// How much of the end of the log is searched at start: more than what is written within
+/// [`GATHER`] and the time of a deletion.
 const TAIL: u64 = 32 * 1024 * 1024;
 /// A change whose text is longer is owed without its details.
 const LONGEST: usize = 64 * 1024;
@@ -60,13 +60,14 @@ pub struct Ledger {
     kv: Arc<dyn Kv>,
     log: Arc<Log>,
     server: Arc<str>,
-    logged: mpsc::Sender<String>,
+    slots: Arc<Slots>,
 }
 
 /// A change that is about to be stored.
 #[derive(Debug)]
 pub struct Intent {
-    id: String,
+    /// Its row, when the store keeps what the log is owed.
+    slot: Option<u64>,
     leaf: Leaf,
     kv: Marked,
 }
@@ -90,25 +91,25 @@ impl Intent {
 pub struct Settler {
     kv: Arc<dyn Kv>,
     server: Arc<str>,
-    logged: mpsc::Receiver<String>,
+    slots: Arc<Slots>,
 }
 
 impl Ledger {
     /// A ledger of the server with the ID `server`, and who settles it.
     #[must_use]
     pub fn new(kv: Arc<dyn Kv>, log: Arc<Log>, server: &str) -> (Self, Settler) {
-        let (logged, receiver) = mpsc::channel(QUEUE);
+        let slots = Arc::<Slots>::default();
         let server: Arc<str> = server.into();
         let settler = Settler {
             kv: Arc::clone(&kv),
             server: Arc::clone(&server),
-            logged: receiver,
+            slots: Arc::clone(&slots),
         };
         let ledger = Self {
             kv,
             log,
             server,
-            logged,
+            slots,
         };
         (ledger, settler)
     }
@@ -125,12 +126,16 @@ impl Ledger {
             detail.insert(ID.to_owned(), Value::String(id.clone()));
         }
         let kv = Arc::clone(&self.kv);
-        let kv = match self.log.mode() {
-            Mode::Required => Marked::new(kv, &self.server, &id, &text(&leaf, &id)),
+        let (slot, kv) = match self.log.mode() {
+            Mode::Required => {
+                let slot = self.slots.take();
+                let text = text(&leaf, &id);
+                (Some(slot), Marked::new(kv, &self.server, &row(slot), &text))
+            }
             // Nobody waits for it, so nothing is owed.
-            Mode::BestEffort | Mode::Off => Marked::plain(kv),
+            Mode::BestEffort | Mode::Off => (None, Marked::plain(kv)),
         };
-        Intent { id, leaf, kv }
+        Intent { slot, leaf, kv }
     }
 
     /// Writes changes that were stored.
@@ -138,15 +143,10 @@ impl Ledger {
     /// # Errors
     /// [`LogError`]: they are caught up at the next start.
     pub async fn log(&self, stored: Vec<Intent>) -> Result<(), LogError> {
-        let (ids, leaves): (Vec<String>, Vec<Leaf>) =
-            stored.into_iter().map(|one| (one.id, one.leaf)).unzip();
+        let (slots, leaves): (Vec<Option<u64>>, Vec<Leaf>) =
+            stored.into_iter().map(|one| (one.slot, one.leaf)).unzip();
         self.log.append(&leaves).await?;
-        if self.log.mode() == Mode::Required {
-            for id in ids {
-                // Without room it is found in the log at the next start.
-                let _ = self.logged.try_send(id);
-            }
-        }
+        self.slots.are_logged(slots.into_iter().flatten());
         Ok(())
     }
 
@@ -167,12 +167,13 @@ impl Ledger {
                 Some(known) => known,
                 empty => empty.insert(self.known(file)?),
             };
-            let missing = owed.iter().filter(|(id, _)| !known.contains(id));
-            let leaves: Vec<Leaf> = missing.map(|(id, text)| leaf(id, text)).collect();
+            let leaves = owed.iter().map(|(row, text)| leaf(row, text));
+            let is_missing = |leaf: &Leaf| !known.contains(id(leaf));
+            let leaves: Vec<Leaf> = leaves.filter(is_missing).collect();
             self.log.append(&leaves).await?;
             caught_up += leaves.len();
-            let ids: Vec<String> = owed.into_iter().map(|(id, _)| id).collect();
-            let settled = pending::settle(&*self.kv, &self.server, &ids).await;
+            let rows: Vec<String> = owed.into_iter().map(|(row, _)| row).collect();
+            let settled = pending::settle(&*self.kv, &self.server, &rows).await;
             settled.map_err(|error| KvError::Unavailable {
                 cause: error.to_string(),
                 way_out: "start the server again".to_owned(),
@@ -203,44 +204,49 @@ impl Settler {
     ///
     /// # Errors
     /// None: what stays is found in the log at the next start.
-    pub async fn run(mut self, stop: CancellationToken) -> Result<(), Infallible> {
-        let mut some = Vec::new();
+    pub async fn run(self, stop: CancellationToken) -> Result<(), Infallible> {
         loop {
             tokio::select! {
-                () = stop.cancelled() => break,
-                first = self.logged.recv() => match first {
-                    Some(first) => some.push(first),
-                    None => break,
+                () = stop.cancelled() => {}
+                () = self.slots.logged.notified() => tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = tokio::time::sleep(GATHER) => {}
                 },
             }
-            let gather = async {
-                while some.len() < MAX_OPS {
-                    match self.logged.recv().await {
-                        Some(next) => some.push(next),
-                        None => break,
-                    }
-                }
-            };
-            tokio::select! {
-                () = gather => {}
-                () = tokio::time::sleep(GATHER) => {}
-                () = stop.cancelled() => {}
+            self.settle().await;
+            if stop.is_cancelled() {
+                return Ok(());
             }
-            self.settle(&mut some).await;
         }
-        while let Ok(id) = self.logged.try_recv() {
-            some.push(id);
-        }
-        self.settle(&mut some).await;
-        Ok(())
     }
 
-    async fn settle(&self, some: &mut Vec<String>) {
-        let some = std::mem::take(some);
-        if let Err(error) = pending::settle(&*self.kv, &self.server, &some).await {
-            tracing::debug!(%error, "logged changes are forgotten at the next start");
+    async fn settle(&self) {
+        loop {
+            let slots = self.slots.to_delete(MAX_OPS);
+            if slots.is_empty() {
+                return;
+            }
+            let rows: Vec<String> = slots.iter().map(|slot| row(*slot)).collect();
+            if let Err(error) = pending::settle(&*self.kv, &self.server, &rows).await {
+                tracing::debug!(%error, "logged changes are forgotten at the next start");
+                return;
+            }
+            self.slots.are_deleted(slots);
         }
     }
+}
+
+/// A row's name.
+fn row(slot: u64) -> String {
+    slot.to_string()
+}
+
+/// A change's ID; empty in a row that somebody damaged.
+fn id(leaf: &Leaf) -> &str {
+    let Leaf::Admin { detail, .. } = leaf else {
+        return "";
+    };
+    detail.get(ID).and_then(Value::as_str).unwrap_or_default()
 }
 
 /// What the store keeps about a change until it is logged.
@@ -260,8 +266,8 @@ fn text(leaf: &Leaf, id: &str) -> Vec<u8> {
     serde_json::to_vec(&short).unwrap_or_default()
 }
 
-/// The leaf that was owed as `text`, marked as late.
-fn leaf(id: &str, text: &[u8]) -> Leaf {
+/// The leaf that was owed as `text` in `row`, marked as late.
+fn leaf(row: &str, text: &[u8]) -> Leaf {
     let mut owed: Value = serde_json::from_slice(text).unwrap_or_default();
     let word = |name| {
         let text = owed.get(name).and_then(Value::as_str);
@@ -270,7 +276,7 @@ fn leaf(id: &str, text: &[u8]) -> Leaf {
     let (caller, action) = (word("caller"), word("action"));
     let mut detail = match owed.get_mut("detail") {
         Some(detail) => detail.take(),
-        None => serde_json::json!({ ID: id }),
+        None => serde_json::json!({ "row": row }),
     };
     if let Some(detail) = detail.as_object_mut() {
         detail.insert("caught_up".to_owned(), Value::Bool(true));
@@ -363,7 +369,7 @@ mod tests {
         store(&lost, "a").await;
         let logged = intend(&ledger, "logged");
         store(&logged, "b").await;
-        // Logged, and not forgotten by the store: the process ended before the settler ran.
+        // Logged, and not forgotten by the store: the process ends before a settler runs.
         ledger.log(vec![logged]).await.unwrap();
         drop((ledger, lost));
         for _ in 0..2 {

@@ -1,8 +1,8 @@
-//! Changes that are stored and not yet known to be in the log: `l/<server ID>/<change ID>`
-//! holds what the log has to say.
+//! Changes that are stored and not yet known to be in the log: `l/<server ID>/<row>` holds what
+//! the log has to say.
 //!
-//! Invariant: the row is written by the transaction that makes the change, and deleted only
-//! after the log has the change durably. So a server that ended in between finds at its next
+//! Invariant: the row is written by the transaction that makes the change, and deleted or
+//! written over only after the log has the change durably. So a server that ended in between finds at its next
 //! start what it owes the log. What is in a row is the business of whoever writes the log.
 
 use std::sync::Arc;
@@ -23,8 +23,8 @@ fn prefix(server: &str) -> Bytes {
     row::key(PREFIX, format!("{server}/").as_bytes())
 }
 
-fn key(server: &str, change: &str) -> Bytes {
-    row::key(PREFIX, format!("{server}/{change}").as_bytes())
+fn key(server: &str, name: &str) -> Bytes {
+    row::key(PREFIX, format!("{server}/{name}").as_bytes())
 }
 
 /// A store that adds the row of one change to whatever is committed through it.
@@ -35,10 +35,10 @@ pub struct Marked {
 }
 
 impl Marked {
-    /// Adds to what is committed to `kv`: `server` owes its log `text` about `change`.
+    /// Adds to what is committed to `kv`: `server` owes its log `text`, kept in the row `name`.
     #[must_use]
-    pub fn new(kv: Arc<dyn Kv>, server: &str, change: &str, text: &[u8]) -> Self {
-        let marker = Txn::new().put(key(server, change), record::frame(text));
+    pub fn new(kv: Arc<dyn Kv>, server: &str, name: &str, text: &[u8]) -> Self {
+        let marker = Txn::new().put(key(server, name), record::frame(text));
         Self {
             kv,
             marker: Some(marker),
@@ -93,7 +93,7 @@ impl Kv for Marked {
     }
 }
 
-/// What `server` owes its log: at most `limit` changes with their texts, in order of ID.
+/// What `server` owes its log: at most `limit` rows with their texts, in order of name.
 ///
 /// # Errors
 /// [`KvError`], also when a row is damaged.
@@ -106,20 +106,20 @@ pub async fn owed(
     let page = kv.scan(&prefix, None, limit).await?;
     let read = |item: &Item| {
         let text = record::unframe(&item.value).map_err(|error| refusal(&item.key, error))?;
-        let id = item.key.get(prefix.len()..).unwrap_or_default();
-        let id = String::from_utf8_lossy(id).into_owned();
-        Ok((id, Bytes::copy_from_slice(text)))
+        let name = item.key.get(prefix.len()..).unwrap_or_default();
+        let name = String::from_utf8_lossy(name).into_owned();
+        Ok((name, Bytes::copy_from_slice(text)))
     };
     page.items.iter().map(read).collect()
 }
 
-/// Forgets `changes` of `server`: the log has them.
+/// Forgets these rows of `server`: the log has what they say.
 ///
 /// # Errors
 /// [`CommitError`]; those that stay are owed again.
-pub async fn settle(kv: &dyn Kv, server: &str, changes: &[String]) -> Result<(), CommitError> {
-    for some in changes.chunks(MAX_OPS) {
-        let delete = |txn: Txn, change: &String| txn.delete(key(server, change));
+pub async fn settle(kv: &dyn Kv, server: &str, rows: &[String]) -> Result<(), CommitError> {
+    for some in rows.chunks(MAX_OPS) {
+        let delete = |txn: Txn, name: &String| txn.delete(key(server, name));
         kv.commit(some.iter().fold(Txn::new(), delete)).await?;
     }
     Ok(())
