@@ -30,7 +30,7 @@ pub use jwt::JwtRequest;
 pub use x509::X509Request;
 
 /// One SVID in so many has its signature verified after signing.
-const SAMPLE: u64 = 64;
+const SAMPLE: u64 = 256;
 /// So many are planned, or checked, before others get their turn on the thread (about 1 ms).
 /// The work stays on the worker: a hop to the blocking pool costs what four signatures
 /// cost, and a server of two cores has no idle thread to give.
