@@ -46,7 +46,7 @@ pub(super) async fn create(parts: &Parts, caller: &Caller, wires: &[types::Entry
     let mut creations: Vec<Result<Creation, Refusal>> = creations.collect().await;
     let acknowledged = acknowledge(parts, &mut creations).await;
     let show = |creation: Result<Creation, Refusal>| match (creation, &acknowledged) {
-        (Ok(Creation::Made(entry, ..)), Ok(())) => (status::ok(), Some((&entry).into())),
+        (Ok(Creation::Made(entry, ..)), Ok(())) => (status::ok(), Some(changed(&entry))),
         (Ok(Creation::Made(..)), Err(refusal)) => (refusal.clone().item(), None),
         (Ok(Creation::Similar(entry)), _) => {
             let text = "similar entry already exists";
@@ -59,6 +59,14 @@ pub(super) async fn create(parts: &Parts, caller: &Caller, wires: &[types::Entry
         }
     };
     creations.into_iter().map(show).collect()
+}
+
+/// The answer to a change: as SPIRE's, with sorted DNS names. Everywhere else they have the order
+/// in which they were given, which decides the common name.
+fn changed(entry: &Entry) -> types::Entry {
+    let mut shown = types::Entry::from(entry);
+    shown.dns_names.sort_unstable();
+    shown
 }
 
 async fn acknowledge(
@@ -130,7 +138,7 @@ pub(super) async fn update(
         match entries::update(intent.kv(), &row, &entry, link).await {
             Ok(revision) => {
                 parts.acknowledge(intent, revision, tried).await?;
-                return Ok((&entry).into());
+                return Ok(changed(&entry));
             }
             Err(UpdateError::Similar(_)) => {
                 let why = "similar entry already exists";
