@@ -19,6 +19,7 @@ mod floor;
 mod node;
 
 mod entries;
+mod flood;
 mod issuance;
 mod propagation;
 mod restart;
@@ -50,6 +51,7 @@ async fn main() -> ExitCode {
         Command::Issuance => &[Bench::Issuance],
         Command::Entries => &[Bench::Entries],
         Command::WorkloadApi => &[Bench::WorkloadApi],
+        Command::Flood => &[Bench::Flood],
         Command::Restart => &[Bench::Restart],
         Command::Size => &[Bench::Size],
     };
@@ -65,6 +67,7 @@ async fn measure(bench: Bench, scale: &options::Scale) -> Report {
         Bench::Issuance => issuance::run(scale).await,
         Bench::Entries => entries::run(scale).await,
         Bench::WorkloadApi => workload_api::run(scale).await,
+        Bench::Flood => flood::run(scale).await,
         Bench::Restart => restart::run(scale).await,
         Bench::Size => size::run(scale).await,
     }

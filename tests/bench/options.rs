@@ -33,6 +33,8 @@ pub(crate) enum Command {
     /// P5: cached fetches, and the agent's memory.
     #[command(name = "workload_api")]
     WorkloadApi,
+    /// The agent's memory after a flood of idle connections.
+    Flood,
     /// P6: an agent that is killed while the server is down.
     Restart,
     /// Sizes of the binaries, start and memory at start.
@@ -50,16 +52,18 @@ pub(crate) enum Bench {
     Issuance,
     Entries,
     WorkloadApi,
+    Flood,
     Restart,
     Size,
 }
 
 impl Bench {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Propagation,
         Self::Issuance,
         Self::Entries,
         Self::WorkloadApi,
+        Self::Flood,
         Self::Restart,
         Self::Size,
     ];
