@@ -9,12 +9,14 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use vane_chassis::backoff::Policy;
 use vane_chassis::clock::System;
@@ -65,7 +67,8 @@ fn contexts() -> X509Contexts {
 }
 
 async fn first() -> ExitCode {
-    let (start, mut contexts) = (Instant::now(), contexts());
+    let start = Instant::now();
+    let mut contexts = contexts();
     let (mut tries, mut said) = (0, String::new());
     loop {
         match contexts.next().await {
@@ -91,8 +94,9 @@ async fn first() -> ExitCode {
     }
 }
 
-/// An identity that follows the Workload API; there is one when this returns.
-async fn party(peer: Option<SpiffeId>) -> Party {
+/// An identity that follows the Workload API as long as `tasks` live; there is one when this
+/// returns.
+async fn party(peer: Option<SpiffeId>, tasks: &mut JoinSet<()>) -> Party {
     let party = Party {
         identity: Identity::empty(),
         roots: Roots::new([]),
@@ -101,7 +105,7 @@ async fn party(peer: Option<SpiffeId>) -> Party {
     };
     let (has_one, mut is_there) = watch::channel(false);
     let followed = party.clone();
-    tokio::spawn(async move {
+    tasks.spawn(async move {
         let mut contexts = contexts();
         loop {
             match contexts.next().await {
@@ -126,7 +130,8 @@ async fn party(peer: Option<SpiffeId>) -> Party {
 }
 
 async fn serve(address: &str, allowed: &[&str]) -> ExitCode {
-    let mut party = party(None).await;
+    let mut tasks = JoinSet::new();
+    let mut party = party(None, &mut tasks).await;
     let allowed: Vec<SpiffeId> = allowed
         .iter()
         .map(|id| SpiffeId::parse(id).unwrap())
@@ -138,7 +143,8 @@ async fn serve(address: &str, allowed: &[&str]) -> ExitCode {
     loop {
         let (stream, _) = listener.accept().await.unwrap();
         let party = Arc::clone(&party);
-        tokio::spawn(async move {
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(async move {
             let acceptor = TlsAcceptor::from(server_config(&party).unwrap());
             let answer = async {
                 let mut stream = acceptor.accept(stream).await?;
@@ -175,7 +181,8 @@ async fn handshake(party: &Party, address: &str) -> std::io::Result<()> {
 }
 
 async fn greet(address: &str, peer: &str, every: &str) -> ExitCode {
-    let party = party(Some(SpiffeId::parse(peer).unwrap())).await;
+    let mut tasks = JoinSet::new();
+    let party = party(Some(SpiffeId::parse(peer).unwrap()), &mut tasks).await;
     let mut tick = tokio::time::interval(Duration::from_millis(every.parse().unwrap()));
     let (mut done, mut failed) = (0, 0);
     loop {
@@ -192,7 +199,8 @@ async fn greet(address: &str, peer: &str, every: &str) -> ExitCode {
 }
 
 async fn once(address: &str, peer: &str) -> ExitCode {
-    let party = party(Some(SpiffeId::parse(peer).unwrap())).await;
+    let mut tasks = JoinSet::new();
+    let party = party(Some(SpiffeId::parse(peer).unwrap()), &mut tasks).await;
     match handshake(&party, address).await {
         Ok(()) => {
             say(&json!({"greeted": peer}));
