@@ -20,12 +20,12 @@ use vane_identity::bundle::Bundle;
 use vane_identity::id::SpiffeId;
 use vane_wire::status::Reason;
 
-use crate::api::Source;
 use crate::api::admin;
+use crate::api::{Source, Unanswered};
 use crate::cache::{self, Cache, CacheError, Reader};
 use crate::config::Config;
 use crate::counters::{Counters, PREFIX};
-use crate::front::{Desk, Front, Surroundings};
+use crate::front::{Desk, Front, Left, Surroundings};
 use crate::jwt::{self, JwtCache};
 use crate::node;
 use crate::obtain::{Anew, Obtain, Persistence};
@@ -310,6 +310,7 @@ impl Parts {
             patience: PATIENCE,
             counters,
             tokens,
+            unanswered: Unanswered::default(),
             foreign_claims: self
                 .config
                 .agent
@@ -318,6 +319,7 @@ impl Parts {
                 .cloned()
                 .collect(),
         });
+        let unanswered = source.unanswered.clone();
         let settled = front.settle(&mut tasks).await?;
         front.open(&mut tasks, &source)?;
         settled.serving().await;
@@ -337,7 +339,13 @@ impl Parts {
                 Ok::<(), std::convert::Infallible>(())
             }
         });
-        let end = front.until_the_end(shown_own, reader, self.tenure).await;
+        let left = Left {
+            own: shown_own,
+            reader,
+            tenure: self.tenure,
+            unanswered,
+        };
+        let end = front.until_the_end(left).await;
         let ended = finish(tasks).await;
         // What is on disk is the successor's: no error of the last moments may remove it.
         match (end.taken.is_some(), ended) {

@@ -23,7 +23,7 @@ use vane_chassis::tasks::Tasks;
 use vane_chassis::unix_listener::{Other, PREFACE_TIMEOUT};
 
 use crate::api::admin::{self, Services};
-use crate::api::{self, Connector, Source};
+use crate::api::{self, Connector, Source, Unanswered};
 use crate::cache::Reader;
 use crate::config::Config;
 use crate::own_svid::OwnSvid;
@@ -47,6 +47,16 @@ pub(crate) struct Desk {
     pub(crate) health: Health,
 }
 
+/// What a successor gets, and who is to be answered before the end.
+pub(crate) struct Left {
+    pub(crate) own: watch::Receiver<Option<Arc<OwnSvid>>>,
+    pub(crate) reader: Reader,
+    pub(crate) tenure: Tenure,
+    pub(crate) unanswered: Unanswered,
+}
+
+/// So long calls may wait for their first answer once a successor serves.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
 /// So long a successor that has sealed state waits for its server.
 const MOMENT: Duration = Duration::from_secs(3);
 
@@ -229,21 +239,16 @@ impl Front {
 
     /// Serves until `stop`, or until a successor does, and everything here ends. While the answer
     /// lives the lock is held, or it is the successor's turn.
-    pub(crate) async fn until_the_end(
-        self,
-        own: watch::Receiver<Option<Arc<OwnSvid>>>,
-        reader: Reader,
-        tenure: Tenure,
-    ) -> End {
+    pub(crate) async fn until_the_end(self, left: Left) -> End {
         let (Some(lock), Some(asks)) = (self.lock, self.asks) else {
             self.stop.cancelled().await;
             return End::default();
         };
         let estate = Estate {
             trust_domain: self.config.agent.trust_domain.clone(),
-            own,
-            reader,
-            tenure,
+            own: left.own,
+            reader: left.reader,
+            tenure: left.tenure,
             lock,
             sockets: self.passed,
         };
@@ -266,8 +271,10 @@ impl Front {
         }
         self.retirement.begin();
         let mut gone = self.gone;
-        // Connections that were accepted but have said nothing yet get their turn.
+        // Connections that were accepted but have said nothing yet get their turn, and calls that
+        // wait for an SVID get their first answer.
         let _ = timeout(PREFACE_TIMEOUT * 2, gone.recv()).await;
+        let _ = timeout(LAST_ANSWERS, left.unanswered.none()).await;
         self.stop.cancel();
         end
     }

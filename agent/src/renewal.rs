@@ -108,8 +108,15 @@ impl Renewal {
     }
 
     async fn obtain_in_turn(&self) -> Result<OwnSvid, ObtainError> {
-        let _turn = self.tenure.turn().await;
-        self.obtain.own_svid(Persistence::Serving).await
+        loop {
+            let _turn = self.tenure.turn().await;
+            // An attestation that is given up can be made again: keys are kept before they are
+            // sent, and a server answers the same key once more.
+            tokio::select! {
+                own = self.obtain.own_svid(Persistence::Serving) => return own,
+                () = self.tenure.wanted() => {}
+            }
+        }
     }
 
     async fn keep_fresh(
@@ -152,7 +159,11 @@ impl Renewal {
                 return Ok(End::Stopped);
             };
             let started = self.clock.monotonic();
-            let renewed = self.renew(&held).await;
+            let renewed = tokio::select! {
+                renewed = self.renew(&held) => renewed,
+                // A successor renews, or this agent once more: the key that is held stays good.
+                () = self.tenure.wanted() => continue,
+            };
             let (ok, ended) = (renewed.is_ok(), self.clock.monotonic());
             self.counters.worked(Work::Renewal, ok, started, ended);
             match renewed {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fstat};
 use rustix::fs::{FlockOperation, flock};
-use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
+use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock, watch};
 use vane_chassis::files::Dir;
 
 const FILE: &str = "lock";
@@ -124,7 +124,11 @@ impl Holder {
 
 /// Whose turn it is; clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Tenure(Arc<RwLock<()>>);
+pub struct Tenure {
+    turns: Arc<RwLock<()>>,
+    /// How many wait to freeze it.
+    wanted: Arc<watch::Sender<usize>>,
+}
 
 /// It is this process's turn, and stays so while this lives.
 #[derive(Debug)]
@@ -144,22 +148,47 @@ impl Tenure {
     /// Waits for a turn. Cancel safe.
     pub async fn turn(&self) -> Turn {
         Turn {
-            _held: Arc::clone(&self.0).read_owned().await,
+            _held: Arc::clone(&self.turns).read_owned().await,
         }
     }
 
     /// A turn, if it is this process's.
     #[must_use]
     pub fn try_turn(&self) -> Option<Turn> {
-        let held = Arc::clone(&self.0).try_read_owned().ok()?;
+        let held = Arc::clone(&self.turns).try_read_owned().ok()?;
         Some(Turn { _held: held })
     }
 
     /// Waits for the turns that are under way, and gives none until the answer is dropped.
+    /// Cancel safe.
     pub async fn freeze(&self) -> Frozen {
+        let _wants = Wants::new(&self.wanted);
         Frozen {
-            _held: Arc::clone(&self.0).write_owned().await,
+            _held: Arc::clone(&self.turns).write_owned().await,
         }
+    }
+
+    /// Waits until somebody waits for the end of a turn: what may take long and can be given up
+    /// is given up then.
+    pub async fn wanted(&self) {
+        // The sender is here.
+        let _ = self.wanted.subscribe().wait_for(|count| *count > 0).await;
+    }
+}
+
+/// Counted while it lives.
+struct Wants<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Wants<'a> {
+    fn new(wanted: &'a watch::Sender<usize>) -> Self {
+        wanted.send_modify(|count| *count += 1);
+        Self(wanted)
+    }
+}
+
+impl Drop for Wants<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
     }
 }
 
@@ -226,5 +255,20 @@ mod tests {
         assert!(tenure.try_turn().is_none());
         drop(frozen);
         assert!(tenure.try_turn().is_some());
+    }
+
+    #[tokio::test]
+    async fn who_has_a_turn_learns_that_it_is_wanted() {
+        let tenure = Tenure::default();
+        let (turn, waits) = (tenure.turn().await, tenure.clone());
+        let mut wanted = Box::pin(tenure.wanted());
+        assert!(futures_util::poll!(wanted.as_mut()).is_pending());
+        let mut freezing = Box::pin(async move { waits.freeze().await });
+        assert!(futures_util::poll!(freezing.as_mut()).is_pending());
+        wanted.await;
+        drop(turn);
+        let _frozen = freezing.await;
+        let mut wanted = Box::pin(tenure.wanted());
+        assert!(futures_util::poll!(wanted.as_mut()).is_pending());
     }
 }

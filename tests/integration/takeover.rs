@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use vane_chassis::clock::{Clock as _, System};
 use vane_tests::admin::unix_channel;
 use vane_tests::fetches::{fetch, through_take_overs, world};
 use vane_tests::handshakes::Storm;
 use vane_tests::process::within;
-use vane_tests::world::Agent;
+use vane_tests::sample;
+use vane_tests::workload::{Workload, verify};
+use vane_tests::world::{Agent, read};
 use vane_wire::spire::agent::debug::v1::GetInfoRequest;
 use vane_wire::spire::agent::debug::v1::debug_client::DebugClient;
 
@@ -20,6 +23,45 @@ async fn an_agent_is_replaced_three_times_and_no_fetch_fails() {
         "{} of {fetched}: {failed:?}",
         failed.len()
     );
+}
+
+/// Who connected to the first agent and had not asked yet when the second began to serve is
+/// answered by the first.
+#[tokio::test]
+async fn a_connection_from_before_that_asks_afterwards_is_answered() {
+    let (_world, agent) = world().await;
+    let (socket, log) = (agent.socket.clone(), agent.log_path());
+    let says = |text: &'static str| {
+        let log = log.clone();
+        async move { sample::until(text, || read(&log).contains(text)).await }
+    };
+    let asks = async {
+        says("a successor takes over").await;
+        let early = Workload::connect(&socket).await;
+        says("a successor serves: ending").await;
+        let mut stream = early.watch().await.unwrap();
+        verify(&stream.next().await.unwrap(), System.now());
+    };
+    let ((_agent, ended), ()) = tokio::join!(agent.replace(), asks);
+    assert_eq!(ended, Some(0));
+}
+
+/// Who waits for a first answer gets it, though a successor serves already.
+#[tokio::test]
+async fn a_call_that_waits_for_the_server_is_answered_by_the_agent_that_it_asked() {
+    let (world, agent) = world().await;
+    let (workload, log) = (agent.workload().await, agent.log_path());
+    workload.jwt("warm").await.unwrap();
+    let server = Pid::from_raw(i32::try_from(world.server().pid()).unwrap());
+    kill(server, Signal::SIGSTOP).unwrap();
+    let goes_on = async {
+        let serves = || read(&log).contains("a successor serves: ending");
+        sample::until("a successor serves", serves).await;
+        kill(server, Signal::SIGCONT).unwrap();
+    };
+    let (answer, (_agent, ended), ()) = tokio::join!(workload.jwt("web"), agent.replace(), goes_on);
+    assert_eq!(answer.unwrap().svids.len(), 1);
+    assert_eq!(ended, Some(0));
 }
 
 #[tokio::test]

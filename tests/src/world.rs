@@ -304,9 +304,15 @@ impl Agent {
     pub fn log(&self) -> String {
         read(&self.log)
     }
+
+    /// Where it logs; a successor goes on there.
+    pub fn log_path(&self) -> PathBuf {
+        self.log.clone()
+    }
 }
 
-fn read(path: &Path) -> String {
+/// The text of a file; none when it is not there.
+pub fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
 

@@ -1,5 +1,6 @@
 //! A connection of the public socket and the process that made it.
 
+use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
+use tokio::sync::oneshot;
 use tonic::Status;
 use tonic::transport::server::Connected;
 use vane_chassis::h2_authority::AuthorityPatch;
@@ -69,6 +71,8 @@ pub(crate) fn admit(
 pub(crate) struct Connection<T = Arc<Connector>> {
     stream: AuthorityPatch<UnixStream>,
     admitted: T,
+    /// Until the first request, of one that is watched.
+    silent: Option<oneshot::Sender<Infallible>>,
 }
 
 impl<T> From<Accepted<T>> for Connection<T> {
@@ -76,7 +80,20 @@ impl<T> From<Accepted<T>> for Connection<T> {
         Self {
             stream: accepted.stream,
             admitted: accepted.guard,
+            silent: None,
         }
+    }
+}
+
+impl<T> Connection<T> {
+    /// With a receiver that ends at the first request, or with the connection.
+    pub(crate) fn watched(accepted: Accepted<T>) -> (Self, oneshot::Receiver<Infallible>) {
+        let (silent, asks) = oneshot::channel();
+        let connection = Self {
+            silent: Some(silent),
+            ..Self::from(accepted)
+        };
+        (connection, asks)
     }
 }
 
@@ -94,7 +111,11 @@ impl<T: Unpin> AsyncRead for Connection<T> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if self.silent.is_some() && self.stream.has_asked() {
+            self.silent = None;
+        }
+        read
     }
 }
 

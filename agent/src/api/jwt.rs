@@ -48,6 +48,7 @@ pub(crate) async fn fetch(
         ),
     };
     let _place = connector.place()?;
+    let _waits = source.unanswered.one();
     let outcome = source
         .attestors
         .attest(&connector.peer, &connector.facts)

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::service::Routes;
@@ -24,6 +23,9 @@ mod end;
 
 mod connection;
 mod counted;
+mod unanswered;
+
+mod incoming;
 
 mod updates;
 
@@ -34,9 +36,11 @@ mod workload;
 pub(crate) mod admin;
 
 pub(crate) use connection::{Connection, Connector, admit};
+pub(crate) use unanswered::Unanswered;
 pub(crate) use updates::Source;
 
 use counted::Counted;
+use incoming::Incoming;
 use workload::WorkloadApi;
 
 /// The most streams of one connection (DESIGN "Agent").
@@ -120,11 +124,14 @@ async fn serve_routes(
     let router = routes.axum_router_mut();
     *router = std::mem::take(router).fallback(unknown);
     let grace = stop.clone();
-    let connections = listener.map(|accepted| Ok::<_, std::io::Error>(Connection::from(accepted)));
     let served = Server::builder()
         // One more than the limit: the stream over it is answered, not reset.
         .max_concurrent_streams(STREAMS + 1)
-        .serve_with_incoming_shutdown(routes.prepare(), connections, stop.cancelled_owned());
+        .serve_with_incoming_shutdown(
+            routes.prepare(),
+            Incoming::new(listener),
+            stop.cancelled_owned(),
+        );
     // Streams of the Workload API end by themselves; a watch of the health service does not.
     let overdue = async {
         grace.cancelled().await;

@@ -71,6 +71,7 @@ impl World {
         };
         let unix = Section::new("unix", toml::Table::new());
         let source = Source {
+            unanswered: Unanswered::default(),
             reader: running.reader.clone(),
             attestors: Attestors::new(vec![open_section(BUILTINS, &unix, &deps).await.unwrap()]),
             clock: Arc::<vane_chassis::clock::Manual>::clone(&fake.clock),

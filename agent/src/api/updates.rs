@@ -19,6 +19,7 @@ use vane_identity::entry::EntryId;
 
 use super::connection::Connector;
 use super::end::End;
+use super::unanswered::{Unanswered, Waits};
 use crate::cache::Reader;
 use crate::counters::Counters;
 use crate::jwt::Tokens;
@@ -40,6 +41,8 @@ pub(crate) struct Source {
     pub(crate) counters: Counters,
     /// The JWT-SVIDs.
     pub(crate) tokens: Tokens,
+    /// Who waits for a first answer.
+    pub(crate) unanswered: Unanswered,
     /// Claims of foreign tokens that are shown beside `sub`, `aud` and `exp`.
     pub(crate) foreign_claims: BTreeSet<String>,
 }
@@ -56,6 +59,8 @@ struct Updates {
     /// The entries whose SVIDs are in it.
     granted: Box<[EntryId]>,
     patience: Instant,
+    /// Until the first message.
+    waits: Option<Waits>,
     _guard: StreamGuard,
 }
 
@@ -77,6 +82,7 @@ pub(crate) async fn open(
     let guard = connector
         .place()
         .map_err(|end| end.count(&source.counters))?;
+    let waits = source.unanswered.one();
     let outcome = source
         .attestors
         .attest(&connector.peer, &connector.facts)
@@ -86,6 +92,7 @@ pub(crate) async fn open(
     source.counters.streams.inc();
     let updates = Updates {
         patience: Instant::now() + source.patience,
+        waits: Some(waits),
         source,
         connector,
         kind,
@@ -178,8 +185,9 @@ impl Updates {
         !self.granted.iter().all(still)
     }
 
-    fn send(&self, message: Bytes) -> Result<Bytes, End> {
+    fn send(&mut self, message: Bytes) -> Result<Bytes, End> {
         self.connector.recheck()?;
+        self.waits = None;
         self.source.counters.messages.inc();
         Ok(message)
     }

@@ -52,6 +52,8 @@ enum Place {
 #[derive(Debug)]
 pub(super) struct Scanner {
     place: Place,
+    /// A whole header block was seen.
+    has_asked: bool,
 }
 
 /// What stands at the start of some bytes.
@@ -70,7 +72,13 @@ impl Scanner {
     pub(super) fn new() -> Self {
         Self {
             place: Place::Preface,
+            has_asked: false,
         }
+    }
+
+    /// Whether the client has sent a request's headers.
+    pub(super) fn has_asked(&self) -> bool {
+        self.has_asked
     }
 
     /// Patches what is complete in `bytes` and returns how many leading bytes may pass.
@@ -87,6 +95,7 @@ impl Scanner {
                     Next::Block(length) => {
                         patch_frames(rest.get_mut(..length).unwrap_or_default());
                         self.place = Place::Frames { pass: length };
+                        self.has_asked = true;
                     }
                 },
                 Place::Frames { pass } => {

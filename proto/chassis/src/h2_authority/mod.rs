@@ -70,6 +70,11 @@ impl<S> AuthorityPatch<S> {
         &self.inner
     }
 
+    /// Whether the headers of a first request have come.
+    pub fn has_asked(&self) -> bool {
+        self.scanner.has_asked()
+    }
+
     /// Hands out what may pass of `held`; true when there was something.
     fn hand_out(&mut self, buf: &mut ReadBuf<'_>) -> bool {
         let now = self.passed.min(buf.remaining());
