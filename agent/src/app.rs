@@ -234,15 +234,16 @@ impl Parts {
             prefetch: self.config.agent.svid_cache_max,
             sync_interval: self.config.agent.sync_interval,
             counters: counters.clone(),
-            sealer,
+            sealer: sealer.clone(),
             offline_grace: self.config.agent.offline_grace,
         };
         let (mut cache, reader, mut synced) =
             Cache::new(deps, self.config.agent.trust_domain.clone());
+        let kept_tokens = restored.as_ref().map(|one| Arc::clone(&one.tokens));
         if let Some(restored) = restored {
             cache = cache.restore(restored);
         }
-        let (jwt_cache, tokens) = JwtCache::new(jwt::Deps {
+        let (mut jwt_cache, tokens) = JwtCache::new(jwt::Deps {
             clock: Arc::clone(&self.clock),
             snapshots: reader.snapshots(),
             server: reader.server(),
@@ -250,8 +251,12 @@ impl Parts {
                 tokens: self.config.agent.jwt_svid_cache_max_size,
                 bytes: JWT_CACHE_BYTES,
             },
+            sealer,
             counters: counters.clone(),
         });
+        if let Some(kept) = kept_tokens {
+            jwt_cache = jwt_cache.restore(&kept);
+        }
         let renewal = Renewal {
             anew,
             obtain,
@@ -272,6 +277,7 @@ impl Parts {
             reader: reader.clone(),
             counters: counters.clone(),
             disk: Arc::clone(&self.disk),
+            vault: self.vault.clone(),
         });
         vitals.register(&metrics);
         let probed = Arc::clone(&vitals);

@@ -67,7 +67,7 @@ pub struct Agent {
     /// backup has it, and a reboot takes it away.
     #[serde(default = "default_seal_key_dir")]
     pub seal_key_dir: PathBuf,
-    /// So long the agent serves without having reached its server, from 1m on; until the SVIDs
+    /// So long the agent serves without having reached its server, from 20s on; until the SVIDs
     /// end when nothing is said.
     #[serde(
         default,
@@ -143,8 +143,8 @@ pub enum BundleFormat {
 /// SPIRE's public socket, for `compat_socket`.
 pub const COMPAT_SOCKET: &str = "/tmp/spire-agent/public/api.sock";
 
-/// The shortest `offline_grace`.
-const MIN_GRACE: Duration = Duration::from_secs(60);
+/// The shortest `offline_grace`: two heartbeats of the server.
+const MIN_GRACE: Duration = Duration::from_secs(20);
 
 /// What is wrong with a configuration that could be parsed.
 #[derive(Debug, thiserror::Error)]
@@ -184,7 +184,7 @@ pub enum Invalid {
     #[error("agent.jwt_svid_cache_max_size must not be zero")]
     NoJwtCache,
     /// A stream to the server that is opened anew would look like an outage.
-    #[error("agent.offline_grace is {}, it must be 1m or more", humantime::format_duration(*.0))]
+    #[error("agent.offline_grace is {}, it must be 20s or more", humantime::format_duration(*.0))]
     ShortGrace(Duration),
     /// A wait is zero.
     #[error("agent.{0} must not be zero")]

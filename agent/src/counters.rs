@@ -54,6 +54,8 @@ pub struct Counters {
     pub sealed_bytes: Gauge,
     /// X.509-SVIDs in it.
     pub sealed_svids: Gauge,
+    /// JWT-SVIDs in it.
+    pub sealed_tokens: Gauge,
     /// Streams of the Workload API.
     pub streams: Gauge,
     /// Messages that were sent on them.
@@ -218,6 +220,11 @@ impl Counters {
                 "sealed_x509_svids",
                 "X.509-SVIDs in the last file of sealed state",
                 &own.sealed_svids,
+            );
+            gauge(
+                "sealed_jwt_svids",
+                "JWT-SVIDs in the last file of sealed state",
+                &own.sealed_tokens,
             );
             gauge("entries", "Entries of this agent", &own.entries);
             gauge("bundles", "Bundles held", &own.bundles);

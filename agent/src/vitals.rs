@@ -20,6 +20,7 @@ use crate::cache::Reader;
 use crate::counters::Counters;
 use crate::health::{self, Snapshot};
 use crate::own_svid::{Disk, OwnSvid};
+use crate::sealed::Vault;
 
 /// The parts that are looked at.
 pub struct Vitals {
@@ -35,6 +36,8 @@ pub struct Vitals {
     pub counters: Counters,
     /// Its files.
     pub disk: Arc<Disk>,
+    /// What is kept for the workloads over a restart, where it is.
+    pub vault: Option<Arc<Vault>>,
 }
 
 impl Vitals {
@@ -45,13 +48,14 @@ impl Vitals {
         let sync = self.reader.sync();
         let own = self.own.borrow().clone();
         let now = self.clock.now();
+        let sealed = || self.vault.as_ref().and_then(|vault| vault.trouble());
         let left = own.map(|own| own.not_after.duration_since(now).unwrap_or_default());
         Snapshot {
             own_left: left,
             connected: sync.connected,
             heard: monotonic.saturating_duration_since(sync.heard.unwrap_or(self.started)),
             error: sync.error,
-            disk: self.disk.trouble(),
+            disk: self.disk.trouble().or_else(sealed),
             skew_ms: sync.skew_ms,
             jump: self.clock.jumps().recent(monotonic),
         }

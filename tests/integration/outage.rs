@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tonic::{Code, Status};
 use vane_chassis::clock::{Clock, System};
 use vane_tests::admin::{Admin, entry};
-use vane_tests::process::{free_port, metric};
+use vane_tests::process::{free_port, metric, within};
 use vane_tests::sample;
-use vane_tests::workload::{SvidStream, ids, verify};
+use vane_tests::workload::{SvidStream, Workload, ids, verify};
 use vane_tests::world::{Agent, Options, World, own_selector, spiffe_id};
 
 /// What a debug build on a busy machine holds; `vane-bench restart` shows the 200 ms of P6.
@@ -41,12 +42,20 @@ impl Outage {
         }
         let mut stream = agent.workload().await.watch().await.unwrap();
         stream.until(|ids| ids.len() == paths.len()).await.unwrap();
-        let wanted = paths.len() as u64;
-        let mut looks = tokio::time::interval(Duration::from_millis(20));
-        while metric(self.ops, "vane_agent_sealed_x509_svids").await != wanted {
-            looks.tick().await;
-        }
+        self.sealed("x509", paths.len()).await;
         created
+    }
+
+    /// Waits until as many SVIDs of `kind` are sealed.
+    async fn sealed(&self, kind: &str, count: usize) {
+        let name = format!("vane_agent_sealed_{kind}_svids");
+        let mut looks = tokio::time::interval(Duration::from_millis(20));
+        let kept = async {
+            while metric(self.ops, &name).await != count as u64 {
+                looks.tick().await;
+            }
+        };
+        within("it is sealed", kept).await;
     }
 }
 
@@ -169,4 +178,96 @@ async fn sealed_state_that_cannot_be_used_is_no_obstacle_and_a_newer_one_is() {
     let refusal = agent.kill_and_try_restart(newer).await.err().unwrap();
     assert!(refusal.contains("newer version of vane-agent"), "{refusal}");
     assert!(refusal.contains("remove the file"), "{refusal}");
+}
+
+/// The same of JWT-SVIDs: those that were fetched are served again, and only the server's word
+/// that their entry is gone takes one back.
+#[tokio::test]
+async fn an_agent_that_is_killed_while_the_server_is_down_serves_its_jwt_svids_again() {
+    let mut outage = Outage::world(Options::default()).await;
+    let agent = outage.world.agent("agent").await;
+    let admin = outage.world.admin().await;
+    let created = outage.register(&admin, &agent, &["/a", "/b"]).await;
+    let before = agent.workload().await.jwt("web").await.unwrap();
+    assert_eq!(before.svids.len(), 2);
+    outage.sealed("jwt", 2).await;
+    outage.world.kill_server().await;
+    let begun = System.monotonic();
+    let agent = agent.kill_and_restart().await;
+    let workload = agent.workload().await;
+    let after = workload.jwt("web").await.unwrap();
+    let took = System.monotonic() - begun;
+    println!("kill -9, start and both JWT-SVIDs again: {took:?}");
+    assert!(took < BOUND, "{took:?}");
+    assert_eq!(before, after, "the same tokens");
+    for svid in &after.svids {
+        let valid = workload.validate("web", &svid.svid).await.unwrap();
+        assert_eq!(valid.spiffe_id, svid.spiffe_id);
+    }
+
+    outage.world.restart_server().await;
+    outage.world.admin().await.delete(&created[0]).await;
+    let only_b = async {
+        loop {
+            let now = workload.jwt("web").await.unwrap();
+            if now.svids.len() == 1 {
+                break now;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let left = within("the deleted entry's token is gone", only_b).await;
+    assert!(before.svids.contains(&left.svids[0]), "not signed anew");
+}
+
+/// Past `offline_grace` everything is refused as not known now, over a restart of the agent too;
+/// with the server back it is served again. Takes the shortest grace that there is.
+#[tokio::test]
+async fn past_the_grace_nothing_is_served_until_the_server_is_back() {
+    let options = Options::default()
+        .agent("offline_grace = \"20s\"")
+        .agent("max_backoff = \"1s\"");
+    let mut outage = Outage::world(options).await;
+    let agent = outage.world.agent("agent").await;
+    let admin = outage.world.admin().await;
+    outage.register(&admin, &agent, &["/a"]).await;
+    let mut stream = watch(&agent).await;
+    let before = stream.next().await.unwrap();
+    let workload = agent.workload().await;
+    let token = workload.jwt("web").await.unwrap();
+    outage.sealed("jwt", 1).await;
+
+    outage.world.kill_server().await;
+    assert_overdue(&stream.next().await.unwrap_err());
+    refuses_all(&workload, &token.svids[0].svid).await;
+    let agent = agent.kill_and_restart().await;
+    let workload = agent.workload().await;
+    refuses_all(&workload, &token.svids[0].svid).await;
+
+    outage.world.restart_server().await;
+    let served = async {
+        loop {
+            match watch(&agent).await.next().await {
+                Ok(message) => break message,
+                Err(status) => assert_overdue(&status),
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let after = within("it is served again", served).await;
+    assert_eq!(before, after, "what was kept is still good");
+    assert_eq!(workload.jwt("web").await.unwrap(), token);
+}
+
+/// Every profile says that the agent does not know.
+async fn refuses_all(workload: &Workload, token: &str) {
+    let mut stream = workload.watch().await.unwrap();
+    assert_overdue(&stream.next().await.unwrap_err());
+    assert_overdue(&workload.jwt("web").await.unwrap_err());
+    assert_overdue(&workload.validate("web", token).await.unwrap_err());
+}
+
+fn assert_overdue(status: &Status) {
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    assert!(status.message().contains("offline_grace"), "{status}");
 }

@@ -1,9 +1,12 @@
 //! What a token is cached by.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use vane_identity::entry::{Entry, EntryId};
-use vane_identity::jwt_svid::{MAX_AUDIENCE_BYTES, MAX_AUDIENCES};
+use vane_identity::jwt_svid::{JwtSvid, MAX_AUDIENCE_BYTES, MAX_AUDIENCES};
+
+use crate::sealed::Token;
 
 /// Whom a token is for: at least one, sorted, each once. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -74,6 +77,27 @@ impl Key {
             revision: (entry.revision_number, entry.created_at),
             audience: audience.clone(),
             single: has_jti.then_some(count),
+        }
+    }
+
+    /// The key of what was held before a restart.
+    pub(super) fn of(token: &Token) -> Self {
+        Self {
+            entry: token.entry_id.clone(),
+            revision: token.revision,
+            audience: Audience(Arc::clone(&token.audience)),
+            single: None,
+        }
+    }
+
+    /// What is kept of `svid`, a token for it.
+    pub(super) fn token(&self, svid: JwtSvid, renew_at: SystemTime) -> Token {
+        Token {
+            entry_id: self.entry.clone(),
+            revision: self.revision,
+            audience: Arc::clone(&self.audience.0),
+            svid,
+            renew_at,
         }
     }
 

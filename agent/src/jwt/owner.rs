@@ -20,6 +20,7 @@ use super::reader::{Answer, Ask, Refusal, Tokens, Waiter};
 use super::table::{Bounds, Full, Receipt, Table, is_tainted};
 use crate::counters::Counters;
 use crate::issue::jwt::{JwtIssueError, jwt_svid};
+use crate::sealed::{Handle, Token};
 use crate::snapshot::Snapshot;
 
 /// Callers and answers that wait to be taken; who comes then waits.
@@ -35,6 +36,8 @@ pub struct Deps {
     pub server: watch::Receiver<Option<Channel>>,
     /// The most that is held.
     pub bounds: Bounds,
+    /// Takes what is to be kept over a restart.
+    pub sealer: Option<Handle>,
     /// What is counted.
     pub counters: Counters,
 }
@@ -76,6 +79,18 @@ impl JwtCache {
             deps,
         };
         (cache, tokens)
+    }
+
+    /// Goes on with what was sealed before a restart, as far as it is good for the entries and
+    /// the bundle that were sealed with it: it is served from now on.
+    #[must_use]
+    pub fn restore(mut self, tokens: &[Arc<Token>]) -> Self {
+        let snapshot = Arc::clone(&self.deps.snapshots.borrow());
+        let entry = |id: &_| snapshot.find(id).map(|served| Arc::clone(&served.entry));
+        let now = self.deps.clock.now();
+        self.table.restore(tokens, entry, own(&snapshot), now);
+        self.publish();
+        self
     }
 
     /// Runs until `stop`.
@@ -136,7 +151,7 @@ impl JwtCache {
         let now = self.deps.clock.now();
         if let Some(held) = self.table.best(&key, now, self.is_online()) {
             held.touch(self.next_use());
-            answer(waiter, Ok(held.svid.clone()));
+            answer(waiter, Ok(held.svid().clone()));
             return;
         }
         if let Err((waiter, Full)) = self.table.wait(key, entry, waiter) {
@@ -205,7 +220,7 @@ impl JwtCache {
         };
         for waiter in waiters {
             held.touch(self.next_use());
-            answer(waiter, Ok(held.svid.clone()));
+            answer(waiter, Ok(held.svid().clone()));
         }
     }
 
@@ -234,12 +249,17 @@ impl JwtCache {
     }
 
     fn publish(&mut self) {
-        if self.table.take_changed() {
-            let held = self.table.held();
-            let count = i64::try_from(held.len()).unwrap_or(i64::MAX);
-            self.deps.counters.jwt_svids.set(count);
-            self.tokens.published.store(Arc::new(held));
+        let Some(urgency) = self.table.take_changed() else {
+            return;
+        };
+        let held = self.table.held();
+        let count = i64::try_from(held.len()).unwrap_or(i64::MAX);
+        self.deps.counters.jwt_svids.set(count);
+        if let Some(sealer) = &self.deps.sealer {
+            let tokens = held.values().map(|one| Arc::clone(&one.token));
+            sealer.keep_tokens(tokens.collect(), urgency);
         }
+        self.tokens.published.store(Arc::new(held));
     }
 }
 

@@ -150,6 +150,6 @@ impl Tokens {
     fn used(&self, held: &Held, count: u64) -> JwtSvid {
         self.counters.jwt_svids_cached.inc();
         held.touch(count);
-        held.svid.clone()
+        held.svid().clone()
     }
 }

@@ -12,6 +12,7 @@ use vane_identity::jwt_svid::JwtSvid;
 use vane_identity::lifetime::{Jitter, from_unix, renew_at};
 
 use super::key::Key;
+use crate::sealed::{Token, Urgency};
 
 /// Tokens that are fetched at the same time.
 const PENDING: usize = 512;
@@ -39,10 +40,8 @@ pub struct Bounds {
 /// A token that is held.
 #[derive(Debug)]
 pub struct Held {
-    /// The token.
-    pub svid: JwtSvid,
-    /// When it is replaced.
-    pub renew_at: SystemTime,
+    /// The token and what it was asked for.
+    pub token: Arc<Token>,
     /// Counts up with each use of any token: the larger, the later used.
     used: AtomicU64,
     /// The count when it was received.
@@ -50,6 +49,12 @@ pub struct Held {
 }
 
 impl Held {
+    /// The token.
+    #[must_use]
+    pub fn svid(&self) -> &JwtSvid {
+        &self.token.svid
+    }
+
     /// Whether it may be served at `now`. No leeway: who gets it needs some of its life.
     #[must_use]
     pub fn is_valid(&self, now: SystemTime) -> bool {
@@ -59,17 +64,17 @@ impl Held {
     /// Whether it is to be replaced at `now`.
     #[must_use]
     pub fn is_due(&self, now: SystemTime) -> bool {
-        self.renew_at <= now
+        self.token.renew_at <= now
     }
 
     /// Whether its key is still good in `bundle`: not tainted.
     #[must_use]
     pub fn is_untainted(&self, bundle: &Bundle) -> bool {
-        !is_tainted(&self.svid, bundle)
+        !is_tainted(self.svid(), bundle)
     }
 
     fn expires_at(&self) -> SystemTime {
-        from_unix(self.svid.expires_at())
+        from_unix(self.svid().expires_at())
     }
 
     /// Somebody gets it, as the `count`th use.
@@ -91,6 +96,12 @@ impl Held {
 pub(super) fn is_tainted(svid: &JwtSvid, bundle: &Bundle) -> bool {
     let mut keys = bundle.jwt_authorities.iter();
     keys.any(|key| key.tainted && key.key_id == svid.key_id())
+}
+
+/// Whether the key of `svid` is in `bundle`.
+fn knows(svid: &JwtSvid, bundle: &Bundle) -> bool {
+    let mut keys = bundle.jwt_authorities.iter();
+    keys.any(|key| key.key_id == svid.key_id())
 }
 
 /// A key's place: a token, a call for one, or both, and who waits.
@@ -119,7 +130,7 @@ pub(super) trait Waits {
 pub(super) struct Table<W> {
     slots: HashMap<Key, Slot<W>>,
     bounds: Bounds,
-    changed: bool,
+    changed: Option<Urgency>,
 }
 
 /// There are too many calls under way.
@@ -131,13 +142,17 @@ impl<W: Waits> Table<W> {
         Self {
             slots: HashMap::new(),
             bounds,
-            changed: false,
+            changed: None,
         }
     }
 
-    /// Whether what is held changed since the last call.
-    pub(super) fn take_changed(&mut self) -> bool {
-        std::mem::take(&mut self.changed)
+    /// Whether what is held changed since the last call, and how soon that is to be kept.
+    pub(super) fn take_changed(&mut self) -> Option<Urgency> {
+        self.changed.take()
+    }
+
+    fn changed(&mut self, urgency: Urgency) {
+        self.changed = self.changed.max(Some(urgency));
     }
 
     /// What is held.
@@ -161,16 +176,7 @@ impl<W: Waits> Table<W> {
         if !self.slots.contains_key(&key) && self.is_full(&key.entry) {
             return Err((waiter, Full));
         }
-        let slot = self.slots.entry(key).or_insert_with(|| Slot {
-            entry,
-            held: None,
-            known_key: false,
-            renew: false,
-            asked: false,
-            failures: 0,
-            retry_at: None,
-            waiters: Vec::new(),
-        });
+        let slot = self.slots.entry(key).or_insert_with(|| Slot::new(entry));
         // A try that failed while nobody waited is not waited for.
         if !slot.is_waited_for() {
             slot.retry_at = None;
@@ -200,7 +206,7 @@ impl<W: Waits> Table<W> {
             .filter(|(_, slot)| slot.is_due(now))
             .collect();
         // What ends first is replaced first.
-        due.sort_by_key(|(_, slot)| slot.held.as_ref().map(|held| held.svid.expires_at()));
+        due.sort_by_key(|(_, slot)| slot.held.as_ref().map(|held| held.expires_at()));
         let mut taken = Vec::new();
         for (key, slot) in due {
             if slot.waiters.is_empty() {
@@ -221,7 +227,7 @@ impl<W: Waits> Table<W> {
     pub(super) fn next_time(&self, now: SystemTime, online: bool) -> Option<SystemTime> {
         let times = self.slots.values().flat_map(|slot| {
             // Used or not is asked then: a use does not wake anybody.
-            let renews = slot.held.as_ref().map(|held| held.renew_at);
+            let renews = slot.held.as_ref().map(|held| held.token.renew_at);
             let ask = slot.retry_at.or(renews);
             let end = slot.held.as_ref().map(|held| held.expires_at());
             [ask.filter(|_| online && !slot.asked), end]
@@ -240,10 +246,13 @@ impl<W: Waits> Table<W> {
     ) -> Option<(Arc<Held>, Vec<W>)> {
         let slot = self.slots.get_mut(key)?;
         slot.known_key = receipt.knows(&svid);
-        let used = slot.held.as_ref().map_or(0, |before| before.last_used());
+        let before = slot.held.as_ref();
+        let used = before.map_or(0, |before| before.last_used());
+        let urgency =
+            Urgency::replacing_token(before.map(|before| before.expires_at()), receipt.now);
+        let renew_at = renew_at(receipt.now, from_unix(svid.expires_at()), receipt.jitter);
         let held = Arc::new(Held {
-            renew_at: renew_at(receipt.now, from_unix(svid.expires_at()), receipt.jitter),
-            svid,
+            token: Arc::new(key.token(svid, renew_at)),
             used: AtomicU64::new(used),
             born: receipt.count,
         });
@@ -256,9 +265,42 @@ impl<W: Waits> Table<W> {
             return Some((held, waiters));
         }
         slot.held = Some(Arc::clone(&held));
-        self.changed = true;
-        self.evict(key);
+        self.changed(urgency);
+        self.evict(Some(key));
         Some((held, waiters))
+    }
+
+    /// Takes in what was held before a restart: what is valid and of an entry that is as it was,
+    /// and whose key is a good one of `bundle`. Who had it is taken to use it still.
+    pub(super) fn restore(
+        &mut self,
+        tokens: &[Arc<Token>],
+        entry: impl Fn(&EntryId) -> Option<Arc<Entry>>,
+        bundle: Option<&Bundle>,
+        now: SystemTime,
+    ) {
+        for token in tokens {
+            let key = Key::of(token);
+            let entry = entry(&key.entry)
+                .filter(|entry| key.is_of(entry) && entry.spiffe_id == *token.svid.id());
+            let held = Arc::new(Held {
+                token: Arc::clone(token),
+                used: AtomicU64::new(1),
+                born: 0,
+            });
+            let is_good = bundle.is_some_and(|bundle| knows(&token.svid, bundle))
+                && bundle.is_some_and(|bundle| held.is_untainted(bundle));
+            if let Some(entry) = entry.filter(|_| is_good && held.is_valid(now)) {
+                let slot = Slot {
+                    held: Some(held),
+                    known_key: true,
+                    ..Slot::new(entry)
+                };
+                self.slots.insert(key, slot);
+                self.changed(Urgency::Soon);
+            }
+        }
+        self.evict(None);
     }
 
     /// A try failed. Who `stays` waits for the next one, after the returned pause; the others
@@ -293,15 +335,15 @@ impl<W: Waits> Table<W> {
 
     /// Drops what ended, and places that hold nothing and that nobody needs.
     pub(super) fn expire(&mut self, now: SystemTime) {
-        let mut changed = false;
+        let mut changed = None;
         self.slots.retain(|_, slot| {
             if slot.held.as_ref().is_some_and(|held| !held.is_valid(now)) {
                 slot.held = None;
-                changed = true;
+                changed = Some(Urgency::Soon);
             }
             slot.held.is_some() || slot.renew || slot.is_pending()
         });
-        self.changed |= changed;
+        self.changed = self.changed.max(changed);
     }
 
     /// Drops what is of an entry that is gone or another one now, and the tokens whose key is
@@ -314,25 +356,26 @@ impl<W: Waits> Table<W> {
         let before = self.slots.len();
         self.slots
             .retain(|key, _| entry(&key.entry).is_some_and(|entry| key.is_of(&entry)));
-        self.changed |= before != self.slots.len();
+        if before != self.slots.len() {
+            self.changed(Urgency::Soon);
+        }
         let Some(bundle) = bundle else { return };
         for slot in self.slots.values_mut() {
             let Some(held) = &slot.held else { continue };
-            let mut keys = bundle.jwt_authorities.iter();
-            let knows = keys.any(|one| one.key_id == held.svid.key_id());
-            if (slot.known_key && !knows) || is_tainted(&held.svid, bundle) {
+            let knows = knows(held.svid(), bundle);
+            if (slot.known_key && !knows) || !held.is_untainted(bundle) {
                 slot.renew = held.is_used();
                 slot.retry_at = None;
                 slot.held = None;
-                self.changed = true;
+                self.changed = self.changed.max(Some(Urgency::Soon));
             }
             slot.known_key = knows;
         }
     }
 
     /// Keeps the bounds; the token of `newest` stays.
-    fn evict(&mut self, newest: &Key) {
-        let bytes = |key: &Key, held: &Held| key.bytes() + held.svid.token().len() + OVERHEAD;
+    fn evict(&mut self, newest: Option<&Key>) {
+        let bytes = |key: &Key, held: &Held| key.bytes() + held.svid().token().len() + OVERHEAD;
         loop {
             let mut by_entry: HashMap<&EntryId, usize> = HashMap::new();
             let (mut count, mut sum) = (0, 0);
@@ -357,7 +400,7 @@ impl<W: Waits> Table<W> {
                     .is_some_and(|slot| slot.waiters.is_empty())
             };
             let victim = held()
-                .filter(|(key, _)| *key != newest && idle(key))
+                .filter(|(key, _)| Some(*key) != newest && idle(key))
                 .max_by_key(|(key, one)| (share(key), std::cmp::Reverse(one.last_used())))
                 .map(|(key, _)| key.clone());
             let Some(victim) = victim else { return };
@@ -378,15 +421,25 @@ pub(super) struct Receipt<'a> {
 
 impl Receipt<'_> {
     fn knows(&self, svid: &JwtSvid) -> bool {
-        let keys = self
-            .bundle
-            .iter()
-            .flat_map(|bundle| &bundle.jwt_authorities);
-        keys.into_iter().any(|key| key.key_id == svid.key_id())
+        self.bundle.is_some_and(|bundle| knows(svid, bundle))
     }
 }
 
 impl<W: Waits> Slot<W> {
+    /// One that holds nothing, of `entry`.
+    fn new(entry: Arc<Entry>) -> Self {
+        Self {
+            entry,
+            held: None,
+            known_key: false,
+            renew: false,
+            asked: false,
+            failures: 0,
+            retry_at: None,
+            waiters: Vec::new(),
+        }
+    }
+
     /// Whether it only stands for a call, or for somebody who waits for one.
     fn is_pending(&self) -> bool {
         self.held.is_none() && (self.asked || self.is_waited_for())

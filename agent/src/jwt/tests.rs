@@ -83,8 +83,8 @@ impl World {
         let replaced = async {
             loop {
                 let held = self.tokens.published.load();
-                if let Some(one) = held.values().find(|one| one.svid != *before) {
-                    break one.svid.clone();
+                if let Some(one) = held.values().find(|one| one.svid() != before) {
+                    break one.svid().clone();
                 }
                 tokio::task::yield_now().await;
             }
@@ -289,6 +289,45 @@ async fn while_the_server_is_away_what_is_valid_is_served_and_renewed_when_it_is
     while get().await.unwrap() == first {
         tokio::task::yield_now().await;
     }
+}
+
+/// What was held comes back as far as it is good for what was sealed with it.
+#[tokio::test]
+async fn what_was_kept_over_a_restart_is_judged_as_what_comes() {
+    let entries = [
+        entry("a", "unix:uid:1"),
+        entry("b", "unix:uid:1"),
+        entry("c", "unix:uid:1"),
+    ];
+    let mut world = World::new(&entries).await;
+    let mut kept = Vec::new();
+    for id in ["a", "b", "c"] {
+        kept.push(world.fetched(id, "x").await);
+    }
+    world.fake.new_jwt_key("k2");
+    let unknown = world.fetched("a", "y").await;
+    let tokens = |world: &World| -> Vec<_> {
+        let held = world.tokens.published.load();
+        held.values().map(|one| Arc::clone(&one.token)).collect()
+    };
+    let before = tokens(&world);
+    assert_eq!(before.len(), 4);
+    let mut changed = entry("b", "unix:uid:1");
+    changed.revision_number = 1;
+    let is_there = |world: &World| world.entry("c").is_none();
+    world.change(&[changed], &["c"], is_there).await;
+
+    let again = world.fake.jwt_cache_of(&world.running, BOUNDS, &before);
+    let held = again.published.load();
+    let back: Vec<&JwtSvid> = held.values().map(|one| one.svid()).collect();
+    assert_eq!(back, [&kept[0]], "not {unknown:?}, whose key nobody knows");
+    // Who had it is served on, and it is replaced ahead.
+    world.fake.clock.advance(JWT_TTL.mul_f64(0.6));
+    assert_eq!(world.fake.token().await, "a:x");
+
+    world.fake.clock.advance(JWT_TTL);
+    let none = world.fake.jwt_cache_of(&world.running, BOUNDS, &before);
+    assert!(none.published.load().is_empty(), "all are over");
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use vane_identity::entry::EntryId;
-use vane_wire::record::SealedJwtSvid;
+use vane_identity::jwt_svid::JwtSvid;
 
 use crate::registry::Known;
 use crate::svid::Svid;
@@ -42,13 +42,28 @@ pub struct Set {
     pub svids: Vec<(EntryId, Arc<Svid>)>,
 }
 
+/// A JWT-SVID with what it was asked for.
+#[derive(Debug)]
+pub struct Token {
+    /// Its entry.
+    pub entry_id: EntryId,
+    /// The entry's revision number and creation time that it was issued for.
+    pub revision: (i64, i64),
+    /// Whom it is for, sorted.
+    pub audience: Arc<[String]>,
+    /// The token.
+    pub svid: JwtSvid,
+    /// When it is replaced.
+    pub renew_at: SystemTime,
+}
+
 /// What was sealed.
 #[derive(Debug)]
 pub struct Restored {
     /// What the cache held.
     pub set: Set,
     /// The JWT-SVIDs.
-    pub tokens: Arc<[SealedJwtSvid]>,
+    pub tokens: Arc<[Arc<Token>]>,
     /// When the agent was last in sync with its server, as far as it is known.
     pub heard_at: SystemTime,
 }

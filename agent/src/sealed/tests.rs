@@ -1,6 +1,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -11,7 +13,7 @@ use vane_identity::bundle::Bundle;
 use vane_identity::entry::Entry;
 use vane_identity::id::SpiffeId;
 use vane_identity::key::PrivateKey;
-use zeroize::Zeroizing;
+use vane_identity::lifetime::to_unix;
 
 use super::*;
 use crate::counters::Counters;
@@ -57,7 +59,9 @@ impl Place {
 
     fn seal(&self, vault: &Vault, set: &Set) {
         let now = self.clock.now();
-        vault.seal(&agent(), set, &[token()], now).unwrap();
+        vault
+            .seal(&agent(), set, &[token(now + HOUR)], now)
+            .unwrap();
     }
 
     /// `count` entries with SVIDs that live for an hour.
@@ -95,15 +99,21 @@ fn agent() -> SpiffeId {
     own_svid().id.clone()
 }
 
-fn token() -> SealedJwtSvid {
-    SealedJwtSvid {
+/// A token that ends then; nobody looks at its signature.
+fn token(expires_at: SystemTime) -> Arc<Token> {
+    let claims = serde_json::json!({
+        "sub": "spiffe://example.org/e00000", "aud": ["a"], "exp": to_unix(expires_at),
+    });
+    let header = serde_json::json!({"alg": "ES256", "kid": "k1"});
+    let part = |json: serde_json::Value| URL_SAFE_NO_PAD.encode(json.to_string());
+    let text = format!("{}.{}.c2lnbmF0dXJl", part(header), part(claims));
+    Arc::new(Token {
         entry_id: EntryId::parse("e00000").unwrap(),
-        audience: vec!["a".to_owned()],
-        token: Zeroizing::new("h.p.s".to_owned()),
-        renew_at: 1,
-        expires_at: i64::MAX,
         revision: (0, 7),
-    }
+        audience: vec!["a".to_owned()].into(),
+        svid: JwtSvid::parse(&text).unwrap(),
+        renew_at: SystemTime::UNIX_EPOCH + HOUR,
+    })
 }
 
 #[test]
@@ -113,7 +123,7 @@ fn what_is_sealed_comes_back_and_is_not_readable_on_the_disk() {
     place.seal(&vault, &set);
     let file = std::fs::read(place.file()).unwrap();
     let holds = |needle: &[u8]| file.windows(needle.len()).any(|part| part == needle);
-    assert!(!holds(b"a-key-that") && !holds(b"e00000") && !holds(b"h.p.s"));
+    assert!(!holds(b"a-key-that") && !holds(b"e00000") && !holds(b"c2lnbmF0dXJl"));
     let mode = |path| std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(path).unwrap());
     assert_eq!(mode(place.file()) & 0o777, 0o600);
     assert_eq!(mode(place.key_file()) & 0o777, 0o600);
@@ -126,7 +136,16 @@ fn what_is_sealed_comes_back_and_is_not_readable_on_the_disk() {
         (known.epoch.clone(), known.revision, known.bundle_revision)
     };
     assert_eq!(places(&back.set), places(&set));
-    assert_eq!(back.tokens[0].token, token().token);
+    let (before, after) = (token(place.clock.now() + HOUR), &back.tokens[0]);
+    assert_eq!(after.svid, before.svid);
+    assert_eq!(
+        (&after.entry_id, after.revision),
+        (&before.entry_id, before.revision)
+    );
+    assert_eq!(
+        (&after.audience, after.renew_at),
+        (&before.audience, before.renew_at)
+    );
     let (before, after) = (&set.svids[0].1, &back.set.svids[0].1);
     assert_eq!(before.chain, after.chain);
     assert_eq!(before.key.pkcs8(), after.key.pkcs8());
@@ -245,11 +264,18 @@ fn what_ended_before_or_after_it_was_sealed_does_not_come_back() {
     place.clock.advance(HOUR + Duration::from_secs(2));
     place.seal(&place.vault(), &set);
     place.clock.advance(HOUR / 2);
-    assert!(place.load().unwrap().set.svids.is_empty());
+    let back = place.load().unwrap();
+    assert!(back.set.svids.is_empty());
+    assert_eq!(back.tokens.len(), 1, "half an hour of it is left");
+    place.clock.advance(HOUR / 2);
+    assert!(place.load().unwrap().tokens.is_empty());
+    let over = token(place.clock.now());
+    let (vault, now) = (place.vault(), place.clock.now());
+    vault.seal(&agent(), &set, &[over], now).unwrap();
     place.clock.set(place.clock.now() - HOUR * 3);
     let back = place.load().unwrap();
     assert!(
-        back.set.svids.is_empty(),
+        back.set.svids.is_empty() && back.tokens.is_empty(),
         "a clock that is set back revives nothing"
     );
     assert_eq!(back.set.known.entries.len(), 2, "the set is as it was");
@@ -258,6 +284,7 @@ fn what_ended_before_or_after_it_was_sealed_does_not_come_back() {
 /// A running writer.
 struct Running {
     place: Place,
+    vault: Arc<Vault>,
     handle: Handle,
     counters: Counters,
     tenure: Tenure,
@@ -271,9 +298,9 @@ impl Running {
         let (counters, stop) = (Counters::default(), CancellationToken::new());
         let (_sender, own) = watch::channel(Some(own_svid()));
         let ms = Duration::from_millis;
-        let tenure = Tenure::default();
+        let (tenure, vault) = (Tenure::default(), Arc::new(place.vault()));
         let deps = Deps {
-            vault: Arc::new(place.vault()),
+            vault: Arc::clone(&vault),
             own,
             clock: Arc::<Manual>::clone(&place.clock),
             tenure: tenure.clone(),
@@ -286,6 +313,7 @@ impl Running {
         tasks.spawn(async move { _ = writer.run(until).await });
         Self {
             place,
+            vault,
             handle,
             counters,
             tenure,
@@ -347,6 +375,7 @@ async fn a_disk_that_takes_nothing_is_tried_until_it_does() {
     running.handle.keep(running.place.set(1), Urgency::Now);
     running.until(|now| now.sealed_failures.get() > 3).await;
     assert_eq!(running.counters.sealed_writes.get(), 0);
+    assert!(running.vault.trouble().is_some());
     running.handle.keep(running.place.set(2), Urgency::Soon);
     std::fs::remove_dir(running.place.file()).unwrap();
     running.until(|now| now.sealed_writes.get() == 1).await;
@@ -355,6 +384,7 @@ async fn a_disk_that_takes_nothing_is_tried_until_it_does() {
         2,
         "the newest"
     );
+    assert!(running.vault.trouble().is_none());
 }
 
 #[test]
@@ -382,4 +412,36 @@ fn a_thousand_svids_are_one_file_of_about_a_megabyte() {
     let bytes = std::fs::metadata(place.file()).unwrap().len();
     println!("1,000 SVIDs: {bytes} bytes in {took:?}");
     assert!((700_000..2_000_000).contains(&bytes), "{bytes}");
+}
+
+/// A workload that asks for ever new audiences does not keep the disk busy.
+#[tokio::test(start_paused = true)]
+async fn files_for_tokens_alone_are_a_second_apart() {
+    let running = Running::start();
+    let end = running.place.clock.now() + HOUR;
+    running.handle.keep(running.place.set(1), Urgency::Now);
+    running.until(|now| now.sealed_writes.get() == 1).await;
+    let begun = tokio::time::Instant::now();
+    for count in 1..=50 {
+        let tokens = vec![token(end); count];
+        running.handle.keep_tokens(tokens.into(), Urgency::Paced);
+        tokio::task::yield_now().await;
+    }
+    running.until(|now| now.sealed_tokens.get() == 50).await;
+    assert_eq!(running.counters.sealed_writes.get(), 2);
+    let took = begun.elapsed();
+    assert!((900..1_100).contains(&took.as_millis()), "{took:?}");
+}
+
+#[test]
+fn a_token_that_replaces_a_long_lived_one_is_not_urgent() {
+    let now = SystemTime::UNIX_EPOCH + HOUR;
+    assert_eq!(Urgency::replacing_token(None, now), Urgency::Paced);
+    let soon = Some(now + Duration::from_secs(5));
+    assert_eq!(Urgency::replacing_token(soon, now), Urgency::Paced);
+    assert_eq!(
+        Urgency::replacing_token(Some(now + HOUR), now),
+        Urgency::Soon
+    );
+    assert!(Urgency::Soon < Urgency::Paced && Urgency::Paced < Urgency::Now);
 }

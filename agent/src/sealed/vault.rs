@@ -11,14 +11,17 @@ use std::time::{Duration, SystemTime};
 
 use vane_chassis::files::{Dir, FileError, private_dir, socket_dir};
 use vane_identity::id::{SpiffeId, TrustDomain};
+use vane_identity::jwt_svid::JwtSvid;
 use vane_identity::lifetime::{from_unix, to_unix};
 use vane_wire::record::{
     SealedHeader, SealedJwtSvid, SealedState, SealedStateBytes, SealedX509Svid,
 };
+use zeroize::Zeroizing;
 
 use super::file::{self, Newer, OpenError, SealError};
 use super::key::{KeyFileError, LENGTH, NoRandom, SealKey};
-use super::{MAX_BYTES, Restored, Set};
+use super::{MAX_BYTES, Restored, Set, Token};
+use crate::health::DiskTrouble;
 use crate::registry::Known;
 use crate::svid::Svid;
 
@@ -61,6 +64,7 @@ pub struct Vault {
     /// One key for each data directory: several agents may share the tmpfs.
     key_name: String,
     key: Mutex<SealKey>,
+    trouble: Mutex<Option<DiskTrouble>>,
 }
 
 impl Vault {
@@ -94,6 +98,7 @@ impl Vault {
             keys,
             key_name,
             key: Mutex::new(key),
+            trouble: Mutex::new(None),
         };
         if is_new {
             vault.keep_key(&vault.lock())?;
@@ -158,7 +163,38 @@ impl Vault {
         &self,
         agent_id: &SpiffeId,
         set: &Set,
-        tokens: &[SealedJwtSvid],
+        tokens: &[Arc<Token>],
+        now: SystemTime,
+    ) -> Result<usize, VaultError> {
+        let written = self.write(agent_id, set, tokens, now);
+        self.note(&written);
+        written
+    }
+
+    /// What could not be written last; none when all was.
+    #[must_use]
+    pub fn trouble(&self) -> Option<DiskTrouble> {
+        let trouble = self.trouble.lock();
+        trouble.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note<T>(&self, written: &Result<T, VaultError>) {
+        let trouble = match written {
+            Err(VaultError::File(error)) => Some(DiskTrouble {
+                text: error.to_string(),
+                full: error.is_full(),
+            }),
+            // Nothing that space or permissions mend: the log has it.
+            Err(_) | Ok(_) => None,
+        };
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+
+    fn write(
+        &self,
+        agent_id: &SpiffeId,
+        set: &Set,
+        tokens: &[Arc<Token>],
         now: SystemTime,
     ) -> Result<usize, VaultError> {
         let state = encode(set, tokens);
@@ -247,7 +283,7 @@ fn read_key(keys: &Dir, name: &str) -> Result<Option<SealKey>, VaultError> {
     Ok(None)
 }
 
-fn encode(set: &Set, tokens: &[SealedJwtSvid]) -> SealedStateBytes {
+fn encode(set: &Set, tokens: &[Arc<Token>]) -> SealedStateBytes {
     let mut bytes = SealedStateBytes::new(set.known.bundle_revision);
     set.known
         .entries
@@ -269,7 +305,16 @@ fn encode(set: &Set, tokens: &[SealedJwtSvid]) -> SealedStateBytes {
             revision: svid.revision,
         });
     }
-    tokens.iter().for_each(|token| bytes.jwt_svid(token));
+    for token in tokens {
+        bytes.jwt_svid(&SealedJwtSvid {
+            entry_id: token.entry_id.clone(),
+            audience: token.audience.to_vec(),
+            token: Zeroizing::new(token.svid.token().to_owned()),
+            renew_at: millis(token.renew_at),
+            expires_at: token.svid.expires_at(),
+            revision: token.revision,
+        });
+    }
     bytes
 }
 
@@ -288,7 +333,17 @@ fn restored(header: SealedHeader, state: SealedState, heard_at: i64, now: System
         };
         (one.entry_id, Arc::new(svid))
     });
-    let tokens = state.jwt_svids.into_iter();
+    let tokens = state.jwt_svids.into_iter().filter_map(|one| {
+        let token = Token {
+            // What was sealed was one.
+            svid: JwtSvid::parse(&one.token).ok()?,
+            entry_id: one.entry_id,
+            revision: one.revision,
+            audience: one.audience.into(),
+            renew_at: from_millis(one.renew_at),
+        };
+        Some(Arc::new(token))
+    });
     Restored {
         set: Set {
             known: Known {
@@ -301,7 +356,7 @@ fn restored(header: SealedHeader, state: SealedState, heard_at: i64, now: System
             svids: svids.filter(|(_, svid)| svid.is_valid(now)).collect(),
         },
         tokens: tokens
-            .filter(|token| to_unix(now) <= token.expires_at)
+            .filter(|token| to_unix(now) < token.svid.expires_at())
             .collect(),
         heard_at: from_millis(heard_at.max(header.sealed_at)).min(now),
     }

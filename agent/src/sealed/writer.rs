@@ -3,8 +3,9 @@
 //! Owners hand over what they hold, at any rate and without waiting; the task always writes the
 //! newest, one file at a time, on a thread of its own: a batch of renewals is one file. What
 //! nobody has on disk yet (a first SVID, an entry that came or went) is written at once, a
-//! renewal within [`LAZY`], since the file still has its predecessor. A disk that is full is
-//! told once and tried again.
+//! renewal within [`LAZY`], since the file still has its predecessor. What a workload can make
+//! happen as often as it likes is not more than one file in [`PACE`]. A disk that is full is told
+//! once and tried again.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -15,10 +16,9 @@ use tokio_util::sync::CancellationToken;
 use vane_chassis::backoff::{Backoff, Policy};
 use vane_chassis::clock::Clock;
 use vane_identity::id::SpiffeId;
-use vane_wire::record::SealedJwtSvid;
 
 use super::vault::{Vault, VaultError};
-use super::{Restored, Set};
+use super::{Restored, Set, Token};
 use crate::counters::Counters;
 use crate::own_svid::OwnSvid;
 use crate::svid::Svid;
@@ -26,25 +26,38 @@ use crate::tenure::{Tenure, Turn};
 
 /// So long a renewal may wait to be written.
 pub(super) const LAZY: Duration = Duration::from_secs(5);
+/// So far apart are files that are written for JWT-SVIDs alone.
+const PACE: Duration = Duration::from_secs(1);
 /// The contact with the server is remembered so often at most.
-const HEARD: Duration = Duration::from_secs(10);
+const HEARD: Duration = Duration::from_secs(5);
 
 /// When a change is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Urgency {
     /// Within a few seconds.
     Soon,
+    /// At once, or a second after the last file.
+    Paced,
     /// At once.
     Now,
 }
 
 impl Urgency {
-    /// Of an SVID that came: the file has the one it replaces, which may do for a while.
+    /// Of an X.509-SVID that came: the file has the one it replaces, which may do for a while.
     #[must_use]
     pub fn replacing(before: Option<&Svid>, now: SystemTime) -> Self {
         match before {
             Some(before) if before.is_valid(now + LAZY * 4) => Self::Soon,
             _ => Self::Now,
+        }
+    }
+
+    /// The same of a JWT-SVID, whose predecessor ends `before`.
+    #[must_use]
+    pub fn replacing_token(before: Option<SystemTime>, now: SystemTime) -> Self {
+        match before {
+            Some(end) if now + LAZY * 4 < end => Self::Soon,
+            _ => Self::Paced,
         }
     }
 }
@@ -53,16 +66,24 @@ impl Urgency {
 #[derive(Debug, Default)]
 struct Latest {
     set: Arc<Set>,
-    tokens: Arc<[SealedJwtSvid]>,
-    changes: u64,
-    urgent: u64,
+    tokens: Arc<[Arc<Token>]>,
+    changes: Changes,
     heard_at: Option<SystemTime>,
+}
+
+/// How many changes there were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Changes {
+    all: u64,
+    paced: u64,
+    urgent: u64,
 }
 
 impl Latest {
     fn changed(&mut self, urgency: Urgency) {
-        self.changes += 1;
-        self.urgent += u64::from(urgency == Urgency::Now);
+        self.changes.all += 1;
+        self.changes.paced += u64::from(urgency == Urgency::Paced);
+        self.changes.urgent += u64::from(urgency == Urgency::Now);
     }
 }
 
@@ -80,7 +101,7 @@ impl Handle {
     }
 
     /// Hands over the JWT-SVIDs that are held.
-    pub fn keep_tokens(&self, tokens: Arc<[SealedJwtSvid]>, urgency: Urgency) {
+    pub fn keep_tokens(&self, tokens: Arc<[Arc<Token>]>, urgency: Urgency) {
         self.0.send_modify(|latest| {
             latest.tokens = tokens;
             latest.changed(urgency);
@@ -117,9 +138,10 @@ pub struct Writer {
     backoff: Backoff,
     latest: watch::Receiver<Latest>,
     /// What is on disk.
-    changes: u64,
-    urgent: u64,
+    changes: Changes,
     heard_at: Option<SystemTime>,
+    /// When the last file was written.
+    written_at: Option<Instant>,
     is_failing: bool,
 }
 
@@ -142,9 +164,9 @@ impl Writer {
             backoff: Backoff::new(deps.backoff, fastrand::Rng::new()),
             deps,
             latest,
-            changes: 0,
-            urgent: 0,
+            changes: Changes::default(),
             heard_at: None,
+            written_at: None,
             is_failing: false,
         };
         (writer, Handle(sender))
@@ -187,11 +209,16 @@ impl Writer {
     fn due(&mut self) -> Option<Instant> {
         let now = Instant::now();
         let latest = self.latest.borrow_and_update();
-        if latest.urgent != self.urgent {
+        let (new, kept) = (latest.changes, self.changes);
+        if new.urgent != kept.urgent {
             return Some(now);
         }
+        if new.paced != kept.paced {
+            let paced = self.written_at.map(|at| at + PACE);
+            return Some(paced.map_or(now, |at| at.max(now)));
+        }
         let heard = latest.heard_at > self.heard_at.map(|at| at + HEARD);
-        match latest.changes != self.changes {
+        match new.all != kept.all {
             true => Some(now + LAZY),
             false => heard.then_some(now),
         }
@@ -204,13 +231,14 @@ impl Writer {
         }
         let agent_id = self.agent_id.clone()?;
         let (vault, now) = (Arc::clone(&self.deps.vault), self.deps.clock.now());
-        let (set, tokens, changes, urgent, heard_at) = {
+        let (set, tokens, changes, heard_at) = {
             let latest = self.latest.borrow_and_update();
             let (set, tokens) = (Arc::clone(&latest.set), Arc::clone(&latest.tokens));
-            (set, tokens, latest.changes, latest.urgent, latest.heard_at)
+            (set, tokens, latest.changes, latest.heard_at)
         };
         let is_changed = changes != self.changes;
-        let svids = i64::try_from(set.svids.len()).unwrap_or(i64::MAX);
+        let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        let (svids, jwt_svids) = (count(set.svids.len()), count(tokens.len()));
         let done = tokio::task::spawn_blocking(move || {
             let written = match is_changed {
                 true => vault.seal(&agent_id, &set, &tokens, now)?,
@@ -227,13 +255,15 @@ impl Writer {
         };
         match outcome {
             Ok(bytes) => {
-                (self.changes, self.urgent, self.heard_at) = (changes, urgent, heard_at);
+                (self.changes, self.heard_at) = (changes, heard_at);
                 self.backoff.reset();
                 if bytes > 0 {
-                    let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-                    self.deps.counters.sealed_writes.inc();
-                    self.deps.counters.sealed_bytes.set(bytes);
-                    self.deps.counters.sealed_svids.set(svids);
+                    self.written_at = Some(Instant::now());
+                    let counters = &self.deps.counters;
+                    counters.sealed_bytes.set(count(bytes));
+                    counters.sealed_svids.set(svids);
+                    counters.sealed_tokens.set(jwt_svids);
+                    counters.sealed_writes.inc();
                 }
                 if std::mem::take(&mut self.is_failing) {
                     tracing::info!("what the workloads have is kept over a restart again");

@@ -19,6 +19,7 @@ use vane_wire::spire::api::types;
 use super::{Fake, Running, Served, soon};
 use crate::counters::Counters;
 use crate::jwt::{self, JwtCache, Tokens};
+use crate::sealed::Token;
 
 /// How long its tokens live.
 pub(crate) const JWT_TTL: Duration = Duration::from_secs(300);
@@ -83,14 +84,25 @@ impl Fake {
 
     /// The JWT-SVIDs of a cache, kept within `bounds`.
     pub(crate) fn jwt_cache(&self, running: &Running, bounds: jwt::Bounds) -> Tokens {
+        self.jwt_cache_of(running, bounds, &[])
+    }
+
+    /// One that begins with what was sealed.
+    pub(crate) fn jwt_cache_of(
+        &self,
+        running: &Running,
+        bounds: jwt::Bounds,
+        kept: &[Arc<Token>],
+    ) -> Tokens {
         let (cache, tokens) = JwtCache::new(jwt::Deps {
             clock: Arc::<Manual>::clone(&self.clock),
             snapshots: running.reader.snapshots(),
             server: running.reader.server(),
             bounds,
+            sealer: None,
             counters: Counters::default(),
         });
-        let stop = self.stop.clone();
+        let (cache, stop) = (cache.restore(kept), self.stop.clone());
         self.tasks.spawn(async move {
             let _ = cache.run(stop).await;
         });

@@ -44,6 +44,7 @@ async fn the_debug_service_tells_what_the_agent_is_and_holds() {
     let counters = Counters::default();
     counters.sync_last.set(7);
     let shown = Vitals {
+        vault: None,
         started: clock.monotonic() - Duration::from_secs(7),
         clock,
         own,
