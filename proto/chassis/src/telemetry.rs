@@ -1,7 +1,8 @@
 //! Logs go to standard error, as text or JSON, at a level that can be changed
 //! while the process runs.
 //!
-//! Sets the process-wide subscriber once; who logs what is not decided here.
+//! Sets the process-wide subscriber once, also for libraries that use the `log` crate (rustls,
+//! sled); who logs what is not decided here.
 //! Standard output stays free for what scripts read. Levels have SPIRE's names
 //! and numbers (`spire.api.types.LogLevel`), for the Logger services.
 
@@ -79,7 +80,9 @@ pub enum TelemetryError {
 /// [`TelemetryError::Level`], [`TelemetryError::Twice`].
 pub fn init(log: &Log) -> Result<Level, TelemetryError> {
     let (subscriber, level) = subscriber(log, std::io::stderr)?;
+    // Takes the records of `log`, too.
     subscriber.try_init().map_err(|_| TelemetryError::Twice)?;
+    log::set_max_level(level.0.launched.most.of_libraries());
     RUNNING
         .set(level.clone())
         .map_err(|_| TelemetryError::Twice)?;
@@ -131,6 +134,8 @@ struct Reload {
 struct Wanted {
     /// Of modules that are not named.
     level: LogLevel,
+    /// The highest of any module.
+    most: LogLevel,
     filter: Targets,
 }
 
@@ -188,6 +193,7 @@ impl Level {
             handle
                 .reload(wanted.filter)
                 .map_err(|_| TelemetryError::Gone)?;
+            log::set_max_level(wanted.most.of_libraries());
         }
         *current = wanted.level;
         Ok(())
@@ -204,6 +210,7 @@ impl From<LogLevel> for Wanted {
     fn from(level: LogLevel) -> Self {
         Self {
             level,
+            most: level,
             filter: Targets::new().with_default(level.filter()),
         }
     }
@@ -221,6 +228,7 @@ impl Wanted {
         for part in text.split(',') {
             let Some((module, level)) = part.split_once('=') else {
                 wanted.level = LogLevel::named(part).ok_or_else(|| wrong(expected))?;
+                wanted.most = wanted.most.max(wanted.level);
                 wanted.filter = wanted.filter.with_default(wanted.level.filter());
                 continue;
             };
@@ -228,6 +236,7 @@ impl Wanted {
             if module.is_empty() {
                 return Err(wrong("the name of a module is missing before ="));
             }
+            wanted.most = wanted.most.max(level);
             wanted.filter = wanted.filter.with_target(module, level.filter());
         }
         Ok(wanted)

@@ -67,6 +67,18 @@ impl LogLevel {
         Self::ALL.into_iter().find(named).or(silent)
     }
 
+    /// As the `log` crate has it.
+    pub(super) const fn of_libraries(self) -> log::LevelFilter {
+        match self {
+            Self::Panic | Self::Fatal => log::LevelFilter::Off,
+            Self::Error => log::LevelFilter::Error,
+            Self::Warn => log::LevelFilter::Warn,
+            Self::Info => log::LevelFilter::Info,
+            Self::Debug => log::LevelFilter::Debug,
+            Self::Trace => log::LevelFilter::Trace,
+        }
+    }
+
     pub(super) const fn filter(self) -> LevelFilter {
         match self {
             Self::Panic | Self::Fatal => LevelFilter::OFF,

@@ -15,7 +15,11 @@ impl Write for Buffer {
     }
 }
 
+/// The highest level of `log` is one for the whole process.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 fn logged(format: Format, f: impl FnOnce(&Level)) -> String {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let buffer = Buffer::default();
     let writer = buffer.clone();
     let log = Log {
@@ -46,6 +50,24 @@ fn the_level_is_changed_and_reset_while_running() {
     let words = ["one", "two", "three", "four", "five"];
     let seen = words.map(|word| lines.contains(word));
     assert_eq!(seen, [false, true, false, false, true], "{lines}");
+}
+
+/// rustls and sled log through `log`.
+#[test]
+fn what_libraries_log_follows_the_level_too() {
+    init(&Log::default()).unwrap();
+    let lines = logged(Format::Text, |level| {
+        level.reset().unwrap();
+        log::debug!("one");
+        log::warn!("two");
+        level.set(LogLevel::Debug).unwrap();
+        log::debug!("three");
+        level.set(LogLevel::Error).unwrap();
+        log::warn!("four");
+    });
+    let words = ["one", "two", "three", "four"];
+    let seen = words.map(|word| lines.contains(word));
+    assert_eq!(seen, [false, true, true, false], "{lines}");
 }
 
 #[test]
