@@ -4,6 +4,7 @@
 //! The parts of an entry are valid by type; [`Entry::check`] adds the rules between and
 //! beyond them. Texts of errors are SPIRE's where it has one.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -199,6 +200,14 @@ impl Entry {
             return Err(EntryError::NegativeExpiry(self.expires_at));
         }
         self.check_store_svid()
+    }
+
+    /// A DNS name that is there twice.
+    #[must_use]
+    pub fn doubled_dns_name(&self) -> Option<&str> {
+        let mut seen = BTreeSet::new();
+        let mut names = self.dns_names.iter().map(String::as_str);
+        names.find(|name| !seen.insert(*name))
     }
 
     fn check_ids(&self, trust_domain: &TrustDomain) -> Result<(), EntryError> {

@@ -167,6 +167,7 @@ pub(super) fn next_step(code: i32, text: &str, existing: &str) -> String {
         }
         3 => "change the field that it names; `vane entry create --help` has examples",
         5 => "`vane entry list` shows the IDs that there are",
+        6 if text.contains("is there twice") => "leave the second one away",
         6 => {
             return format!("`vane entry update --entry-id {existing} …` changes the one that is there");
         }

@@ -95,6 +95,7 @@ async fn try_create(
     let now = to_unix(parts.clock.now());
     let entry = convert::entry::create(wire, &parts.trust_domain, now, || fresh)
         .map_err(|error| Refusal::of("failed to convert entry", &error))?;
+    once_each(&entry, tried)?;
     for _ in 0..TRIES {
         let link = link(parts, &entry, tried).await?;
         let intent = parts.intend(caller, Change::EntryCreated(&entry));
@@ -133,6 +134,7 @@ pub(super) async fn update(
         let row = read(parts, &id, tried).await?.ok_or_else(missing)?;
         let entry = convert::entry::merge(&row.value, wire, mask, &parts.trust_domain)
             .map_err(|error| Refusal::of("failed to convert entry", &error))?;
+        once_each(&entry, tried)?;
         let link = link(parts, &entry, tried).await?;
         let intent = parts.intend(caller, Change::EntryUpdated(&entry));
         match entries::update(intent.kv(), &row, &entry, link).await {
@@ -215,6 +217,15 @@ async fn link(parts: &Parts, entry: &Entry, tried: &str) -> Result<Txn, Refusal>
     }
     let mark = Uuid::new_v4().into_bytes();
     Ok(federation::entry_written(entry, &seen, mark))
+}
+
+/// A DNS name stands in a certificate once (as SPIRE, whose store has each name once).
+fn once_each(entry: &Entry, tried: &str) -> Result<(), Refusal> {
+    let twice = |name| {
+        let why = format!("the DNS name {name:?} is there twice");
+        Refusal::because(Code::AlreadyExists, tried, why)
+    };
+    entry.doubled_dns_name().map(twice).map_or(Ok(()), Err)
 }
 
 fn busy(tried: &str) -> Refusal {
