@@ -1,4 +1,4 @@
-//! No space left under the server's data directory.
+//! No space left under the data directory of the server, or of an agent.
 //!
 //! The disk is a small tmpfs in a mount namespace of its own: this program starts itself again
 //! in one, and the mounts are gone with it whatever happens.
@@ -10,8 +10,9 @@ use std::process::{Command, ExitCode};
 
 use tonic::{Code, Status};
 use vane_tests::admin::{Admin, entry};
-use vane_tests::process::within;
-use vane_tests::world::{World, own_selector, spiffe_id};
+use vane_tests::process::{free_port, metric, ops, within};
+use vane_tests::workload::{ids, verify};
+use vane_tests::world::{Options, World, own_selector, spiffe_id};
 use vane_wire::spire::api::server::entry::v1::{BatchCreateEntryRequest, GetEntryRequest};
 
 use super::Outcome;
@@ -21,6 +22,8 @@ const SIZE: &str = "24m";
 const ROUNDS: usize = 3;
 /// Octets that are left free when it is filled.
 const LEFT: u64 = 300_000;
+/// How often what has no event is looked at.
+const LOOK: std::time::Duration = std::time::Duration::from_millis(50);
 
 /// Why this machine cannot do it.
 pub fn cannot() -> Option<String> {
@@ -61,15 +64,20 @@ pub fn inside() -> ExitCode {
 async fn on_a_small_disk() -> World {
     let mut world = World::start().await;
     assert_eq!(world.server.take().unwrap().terminate().await, Some(0));
-    let options = format!("size={SIZE},mode=0700");
+    mount(&world.path("server"), SIZE);
+    world.restart_server().await;
+    world
+}
+
+/// A disk of its own for a folder.
+fn mount(folder: &Path, size: &str) {
+    let options = format!("size={size},mode=0700");
     let mounted = Command::new("mount")
         .args(["-t", "tmpfs", "-o", &options, "vane-faults"])
-        .arg(world.path("server"))
+        .arg(folder)
         .status()
         .unwrap();
     assert!(mounted.success());
-    world.restart_server().await;
-    world
 }
 
 /// Fills the disk up to `left` octets; the file that does it.
@@ -145,7 +153,7 @@ pub async fn commit() -> Outcome {
             .unwrap();
 
         std::fs::remove_file(ballast).unwrap();
-        let mut looks = tokio::time::interval(std::time::Duration::from_millis(50));
+        let mut looks = tokio::time::interval(LOOK);
         let again = within("it goes on when space is back", async {
             loop {
                 looks.tick().await;
@@ -205,4 +213,79 @@ pub async fn start() -> Outcome {
     all_there(&world.admin().await, &[id]).await;
     assert!(!world.server_log().contains("panicked"));
     Outcome::Passed(note)
+}
+
+/// An agent that cannot seal serves on and says so; with space it seals what it holds then.
+pub async fn sealing() -> Outcome {
+    let port = free_port();
+    let mut world = World::with(Options {
+        agent_tables: format!("[telemetry]\nops_address = \"127.0.0.1:{port}\"\n"),
+        ..Options::default()
+    })
+    .await;
+    let folder = world.path("agent");
+    std::fs::create_dir(&folder).unwrap();
+    mount(&folder, "4m");
+    let agent = world.agent("agent").await;
+    let admin = world.admin().await;
+    let own = |path| entry(&spiffe_id(path), &agent.id, &[&own_selector()]);
+    admin.create(own("/a")).await;
+    let workload = agent.workload().await;
+    let mut stream = workload.watch().await.unwrap();
+    stream.until(|ids| ids.len() == 1).await.unwrap();
+    sealed(port, "x509", 1).await;
+
+    let ballast = fill(&folder, 0);
+    admin.create(own("/b")).await;
+    let served = stream.until(|ids| ids.len() == 2).await.unwrap();
+    let token = workload.jwt("web").await.unwrap();
+    let told = fault(port, true).await;
+    assert!(told.contains("free space"), "the way out: {told}");
+
+    std::fs::remove_file(ballast).unwrap();
+    sealed(port, "x509", 2).await;
+    sealed(port, "jwt", 2).await;
+    fault(port, false).await;
+    world.kill_server().await;
+    let agent = agent.kill_and_restart().await;
+    let workload = agent.workload().await;
+    let again = workload.watch().await.unwrap().next().await.unwrap();
+    verify(
+        &again,
+        vane_chassis::clock::Clock::now(&vane_chassis::clock::System),
+    );
+    assert_eq!(again, served, "what came while the disk was full was kept");
+    assert_eq!(workload.jwt("web").await.unwrap(), token);
+    Outcome::Passed(format!(
+        "{} served on, and kept once there was space",
+        ids(&again).len()
+    ))
+}
+
+/// Waits until as many SVIDs of `kind` are sealed.
+async fn sealed(port: u16, kind: &str, count: u64) {
+    let name = format!("vane_agent_sealed_{kind}_svids");
+    let mut looks = tokio::time::interval(LOOK);
+    let kept = async {
+        while metric(port, &name).await != count {
+            looks.tick().await;
+        }
+    };
+    within("it is sealed", kept).await;
+}
+
+/// Waits until /ready names a full disk, or none, and is good all the while; what it says.
+async fn fault(port: u16, wanted: bool) -> String {
+    let mut looks = tokio::time::interval(LOOK);
+    let told = async {
+        loop {
+            let (status, body) = ops(port, "/ready").await;
+            assert_eq!(status, 200, "{body}");
+            if body.contains("\"disk_full\"") == wanted {
+                break body;
+            }
+            looks.tick().await;
+        }
+    };
+    within("the fault of the disk", told).await
 }

@@ -33,7 +33,7 @@ enum Command {
         #[arg(long, default_value_t = 20)]
         agents: usize,
     },
-    /// Fill the disk under the server, and give it space again; root only.
+    /// Fill the disk under the server, and under an agent, and give it space again; root only.
     FullDisk {
         /// In the mount namespace that this was started again in.
         #[arg(long, hide = true)]
@@ -171,6 +171,9 @@ async fn main() -> ExitCode {
                 .await;
             tally
                 .check("a full disk at start", full_disk::start())
+                .await;
+            tally
+                .check("a full disk while sealing", full_disk::sealing())
                 .await;
         }
         Command::TakeOver { times } => {
