@@ -56,6 +56,8 @@ pub struct Counters {
     pub sealed_svids: Gauge,
     /// JWT-SVIDs in it.
     pub sealed_tokens: Gauge,
+    /// Connections of the Workload API.
+    pub connections: Gauge,
     /// Streams of the Workload API.
     pub streams: Gauge,
     /// Messages that were sent on them.
@@ -234,6 +236,11 @@ impl Counters {
                 "own_svid_expiry_timestamp_seconds",
                 "End of the agent's own SVID",
                 &own.own_expiry,
+            );
+            gauge(
+                "workload_api_connections",
+                "Open connections of the Workload API",
+                &own.connections,
             );
             gauge(
                 "workload_api_streams",

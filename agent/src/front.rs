@@ -26,6 +26,7 @@ use crate::api::admin::{self, Services};
 use crate::api::{self, Connector, Source, Unanswered};
 use crate::cache::Reader;
 use crate::config::Config;
+use crate::limits::{Bounds, Limits};
 use crate::own_svid::OwnSvid;
 use crate::sockets::{self, Retirement};
 use crate::takeover::{self, Estate, Passed, Start, Successor, Taken, WARM};
@@ -216,9 +217,11 @@ impl Front {
     /// A socket cannot be opened.
     pub(crate) fn open(&mut self, tasks: &mut Tasks, source: &Arc<Source>) -> anyhow::Result<()> {
         let agent = &self.config.agent;
+        let bounds = Bounds::for_descriptors(self.descriptors);
+        let limits = Limits::new(bounds).shown(source.counters.connections.clone());
         let listeners = sockets::public(
             agent,
-            self.descriptors,
+            &limits,
             &mut self.given,
             &self.retirement,
             &self.stop,

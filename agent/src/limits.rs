@@ -12,6 +12,8 @@ use std::hash::Hash;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use prometheus_client::metrics::gauge::Gauge;
+
 use crate::peer::{ProcessFacts, ProcessKey};
 
 /// Connections of one connecting process.
@@ -83,12 +85,13 @@ impl OverLimit {
     }
 }
 
-type Group = (u32, Arc<str>);
+/// All processes of one effective uid in one cgroup.
+pub type Customer = (u32, Arc<str>);
 
 #[derive(Debug, Default)]
 struct Table {
     processes: HashMap<ProcessKey, usize>,
-    groups: HashMap<Group, usize>,
+    groups: HashMap<Customer, usize>,
     total: usize,
 }
 
@@ -97,6 +100,8 @@ struct Table {
 pub struct Limits {
     bounds: Bounds,
     table: Arc<Mutex<Table>>,
+    /// Shows how many are open.
+    shown: Gauge,
 }
 
 impl Limits {
@@ -106,7 +111,14 @@ impl Limits {
         Self {
             bounds,
             table: Arc::default(),
+            shown: Gauge::default(),
         }
+    }
+
+    /// The same with a gauge that shows how many connections are open.
+    #[must_use]
+    pub fn shown(self, shown: Gauge) -> Self {
+        Self { shown, ..self }
     }
 
     /// Connections that are open.
@@ -124,7 +136,7 @@ impl Limits {
         process: ProcessKey,
         facts: &ProcessFacts,
     ) -> Result<ConnectionGuard, OverLimit> {
-        let group: Group = (facts.uid.effective, facts.cgroup.as_str().into());
+        let group: Customer = (facts.uid.effective, facts.cgroup.as_str().into());
         let mut table = self.lock();
         if is_full(&table.processes, &process, self.bounds.per_process) {
             return Err(OverLimit::Process);
@@ -139,6 +151,7 @@ impl Limits {
         *table.groups.entry(group.clone()).or_default() += 1;
         table.total += 1;
         drop(table);
+        self.shown.inc();
         Ok(ConnectionGuard {
             limits: self.clone(),
             process,
@@ -170,11 +183,17 @@ fn take_back<K: Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
 pub struct ConnectionGuard {
     limits: Limits,
     process: ProcessKey,
-    group: Group,
+    group: Customer,
     streams: Arc<AtomicUsize>,
 }
 
 impl ConnectionGuard {
+    /// Who connected.
+    #[must_use]
+    pub fn customer(&self) -> &Customer {
+        &self.group
+    }
+
     /// Takes a place for a stream on this connection.
     ///
     /// # Errors
@@ -196,6 +215,7 @@ impl Drop for ConnectionGuard {
         take_back(&mut table.processes, &self.process);
         take_back(&mut table.groups, &self.group);
         table.total = table.total.saturating_sub(1);
+        self.limits.shown.dec();
     }
 }
 

@@ -94,12 +94,11 @@ pub(crate) fn places(config: &Config) -> Vec<(&'static str, String)> {
 /// What keeps one from being opened, with the key that names it.
 pub(crate) fn public(
     agent: &Agent,
-    descriptors: u64,
+    limits: &Limits,
     given: &mut Given,
     retirement: &Retirement,
     stop: &CancellationToken,
 ) -> anyhow::Result<Vec<(&'static str, Listener)>> {
-    let limits = Limits::new(Bounds::for_descriptors(descriptors));
     let mut wanted = vec![(PUBLIC, agent.socket_path.clone())];
     if let Some(dir) = agent.socket_path.parent().filter(|_| !given.has(PUBLIC)) {
         socket_dir(dir, PUBLIC_DIR).context("agent.socket_path")?;

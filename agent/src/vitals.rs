@@ -144,6 +144,8 @@ impl Collector for Theirs {
             let mut one = to.encode_descriptor(name, help, None, MetricType::Gauge)?;
             one.encode_family(&labels)?.encode_gauge(&value)?;
         }
+        let help = "SPIRE's name: JWT-SVIDs held.";
+        gauge(to, "jwt_svid_cache_size", help, counters.jwt_svids.get())?;
         let help = "SPIRE's name: streams of the Workload API.";
         let streams = counters.streams.get();
         gauge(to, "workload_api_connections", help, streams)

@@ -94,6 +94,8 @@ async fn server_and_agent_tell_how_they_fare() {
         "spire_agent_rpc_workload_api_fetch_x509svid{status=\"OK\"} 1",
         "vane_agent_sync_connected 1",
         "spire_agent_sync_entries_total 1",
+        "vane_agent_workload_api_connections 1",
+        "spire_agent_jwt_svid_cache_size 0",
     ];
     within("the agent's metrics", shows(agent_ops, &names)).await;
 
@@ -132,4 +134,24 @@ async fn server_and_agent_tell_how_they_fare() {
     assert_eq!(status["sync"]["connected"], false, "{status}");
     assert_eq!(status["faults"][0]["fault"], "no_upstream", "{status}");
     assert_eq!(status["spiffe_id"], agent.id.as_str());
+}
+
+/// The level of a running agent's log, at its admin socket.
+#[tokio::test]
+async fn an_agents_log_is_made_to_say_more_and_less_again() {
+    let world = World::start().await;
+    let agent = world.agent("agent").await;
+    let socket = agent.admin_socket();
+    let whose = ["--agent", "--agent-socket", socket.to_str().unwrap()];
+    let logger = async |ask: &[&str]| {
+        let said = vane(&[&["logger"], ask, &whose, &["-o", "json"]].concat()).await;
+        assert_eq!(said["launch_level"], "INFO", "{said}");
+        said["current_level"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(logger(&["get"]).await, "INFO");
+    assert!(!agent.log().contains("DEBUG"), "{}", agent.log());
+    assert_eq!(logger(&["set", "--level", "debug"]).await, "DEBUG");
+    assert_eq!(logger(&["get"]).await, "DEBUG");
+    assert!(agent.log().contains("DEBUG"), "{}", agent.log());
+    assert_eq!(logger(&["reset"]).await, "INFO");
 }

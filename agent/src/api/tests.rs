@@ -255,6 +255,28 @@ async fn each_message_is_the_whole_state_and_follows_what_happens() {
     assert_eq!(end.message(), "no identity issued");
 }
 
+/// What changes together is one message, and what came together is renewed apart.
+///
+/// Proves: WAPI-12.
+#[tokio::test]
+async fn a_mass_of_updates_is_one_message_and_renewals_are_spread() {
+    let many: Vec<Entry> = (0..40)
+        .map(|n| entry(&format!("e{n:02}"), &mine()))
+        .collect();
+    let mut world = World::new(&[entry("a", &mine())]).await;
+    let mut stream = world.x509_svids().await;
+    assert_eq!(paths(&next(&mut stream).await), ["a"]);
+    assert_eq!(world.fake.batch().await, ["a"]);
+    world.session.change(&many, &[]).await;
+    assert_eq!(next(&mut stream).await.svids.len(), 41);
+    assert_eq!(world.fake.batch().await.len(), 40);
+
+    // Half of their life is over: about half of them are due.
+    world.fake.clock.advance(TTL / 2);
+    let renewed = world.fake.batch().await.len();
+    assert!((1..41).contains(&renewed), "{renewed} at one instant");
+}
+
 /// Proves: WAPI-33.
 #[tokio::test]
 async fn an_identity_is_taken_back_although_the_next_cannot_be_had() {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use prometheus_client::metrics::counter::Counter;
 use tonic::{Request, Response, Status};
 use vane_chassis::clock::Jump;
 use vane_identity::lifetime::{Jitter, to_unix};
@@ -33,6 +34,10 @@ fn status(vitals: &Vitals) -> wire::GetStatusResponse {
         ("entries", counters.entries.get()),
         ("bundles", counters.bundles.get()),
         ("x509_svids", counters.svids.get()),
+        ("jwt_svids", counters.jwt_svids.get()),
+        ("jwt_svids_received", counted(&counters.jwt_svids_received)),
+        ("jwt_svids_cached", counted(&counters.jwt_svids_cached)),
+        ("connections", counters.connections.get()),
         ("streams", counters.streams.get()),
     ];
     let faults = report.findings().iter().map(|finding| wire::Fault {
@@ -99,6 +104,10 @@ fn sync(vitals: &Vitals) -> wire::Sync {
         revision: sync.revision,
         error: sync.error.unwrap_or_default(),
     }
+}
+
+fn counted(counter: &Counter) -> i64 {
+    i64::try_from(counter.get()).unwrap_or(i64::MAX)
 }
 
 fn signed(value: u128) -> i64 {
