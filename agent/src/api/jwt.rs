@@ -25,7 +25,7 @@ use super::end::End;
 use super::updates::Source;
 use crate::counters::Refused;
 use crate::issue::jwt::JwtIssueError;
-use crate::jwt::{Audience, Refusal};
+use crate::jwt::{Audience, Refusal, Wish};
 use crate::snapshot::{Snapshot, Standing};
 use crate::workload::Outcome;
 
@@ -70,7 +70,16 @@ pub(crate) async fn fetch(
         let tokens = entries.iter().cloned().map(|entry| {
             let (source, snapshot) = (Arc::clone(&source), Arc::clone(&snapshot));
             let audience = audience.clone();
-            async move { source.tokens.get(&snapshot, &entry, &audience, left).await }
+            let customer = connector.guard.customer();
+            async move {
+                let wish = Wish {
+                    entry: &entry,
+                    audience: &audience,
+                    customer,
+                    patience: left,
+                };
+                source.tokens.get(&snapshot, wish).await
+            }
         });
         let tokens: Result<Vec<JwtSvid>, Refusal> =
             stream::iter(tokens).buffered(AT_ONCE).try_collect().await;
@@ -113,7 +122,7 @@ fn is_current(
 fn failed(refusal: &Refusal) -> End {
     let text = format!("could not fetch JWT-SVID: {refusal}");
     match refusal {
-        Refusal::Full => End {
+        Refusal::Full | Refusal::Pace => End {
             reason: Refused::Limit,
             status: Status::resource_exhausted(text),
         },

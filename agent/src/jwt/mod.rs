@@ -6,12 +6,14 @@
 //! token ends. Callers of one key share one call to the server. A token goes when its entry
 //! changes or goes, and when its key is tainted or leaves the bundle.
 //!
-//! Everything is bounded: tokens by number and bytes, calls under way in all and per entry.
+//! Everything is bounded: tokens by number and bytes, calls under way in all and per entry, new
+//! tokens per customer and second.
 //! Who is to go is the least recently used token of the entry that holds most, so that nobody
 //! pushes out what others use. Entries whose tokens carry a `jti` are never cached: each of
 //! those tokens is there once.
 
 mod key;
+mod pace;
 
 mod table;
 
@@ -20,7 +22,7 @@ mod reader;
 
 pub use key::{Audience, AudienceError};
 pub use owner::{Deps, JwtCache};
-pub use reader::{Refusal, Tokens};
+pub use reader::{Refusal, Tokens, Wish};
 pub use table::{Bounds, Held};
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use vane_identity::jwt_svid::JwtSvid;
 use vane_identity::lifetime::{Jitter, from_unix};
 
 use super::key::Key;
+use super::pace::Paces;
 use super::reader::{Answer, Ask, Refusal, Tokens, Waiter};
 use super::table::{Bounds, Full, Receipt, Table, is_tainted};
 use crate::counters::Counters;
@@ -46,6 +47,7 @@ pub struct Deps {
 pub struct JwtCache {
     deps: Deps,
     table: Table<Waiter>,
+    paces: Paces,
     tokens: Tokens,
     asks: mpsc::Receiver<Ask>,
     results: (mpsc::Sender<Fetched>, mpsc::Receiver<Fetched>),
@@ -72,6 +74,7 @@ impl JwtCache {
         };
         let cache = Self {
             table: Table::new(deps.bounds),
+            paces: Paces::default(),
             tokens: tokens.clone(),
             asks,
             results: mpsc::channel(QUEUE),
@@ -142,7 +145,12 @@ impl JwtCache {
 
     fn on_ask(&mut self, ask: Ask) {
         let snapshot = self.follow();
-        let Ask { key, entry, waiter } = ask;
+        let Ask {
+            key,
+            entry,
+            customer,
+            waiter,
+        } = ask;
         let current = snapshot.find(&key.entry);
         // Dropped, the waiter learns that the entry changed.
         if !current.is_some_and(|served| key.is_of(&served.entry)) {
@@ -154,7 +162,10 @@ impl JwtCache {
             answer(waiter, Ok(held.svid().clone()));
             return;
         }
-        if let Err((waiter, Full)) = self.table.wait(key, entry, waiter) {
+        let monotonic = self.deps.clock.monotonic();
+        if !self.table.has(&key) && !self.paces.take(&customer, monotonic) {
+            answer(waiter, Err(Refusal::Pace));
+        } else if let Err((waiter, Full)) = self.table.wait(key, entry, waiter) {
             answer(waiter, Err(Refusal::Full));
         }
     }

@@ -13,9 +13,11 @@ use vane_identity::entry::Entry;
 use vane_identity::jwt_svid::JwtSvid;
 
 use super::key::{Audience, Key};
+use super::pace::RATE;
 use super::table::{Held, Waits};
 use crate::counters::Counters;
 use crate::issue::jwt::JwtIssueError;
+use crate::limits::Customer;
 use crate::snapshot::Snapshot;
 
 /// So long a caller waits for something better than a token that is valid.
@@ -47,6 +49,11 @@ pub enum Refusal {
     /// Too many tokens are being fetched.
     #[error("too many JWT-SVIDs are being fetched")]
     Full,
+    /// The customer has had too many made.
+    #[error(
+        "this user's processes in this cgroup ask for too many different JWT-SVIDs: {RATE} a second are made"
+    )]
+    Pace,
 }
 
 /// What is held, as readers see it.
@@ -74,7 +81,21 @@ impl Waits for Waiter {
 pub(super) struct Ask {
     pub(super) key: Key,
     pub(super) entry: Arc<Entry>,
+    pub(super) customer: Customer,
     pub(super) waiter: Waiter,
+}
+
+/// What a caller wants.
+#[derive(Debug, Clone, Copy)]
+pub struct Wish<'a> {
+    /// Whose token.
+    pub entry: &'a Arc<Entry>,
+    /// Whom it is for.
+    pub audience: &'a Audience,
+    /// Who asks.
+    pub customer: &'a Customer,
+    /// The longest wait when the server has to be asked.
+    pub patience: Duration,
 }
 
 /// The readers' side.
@@ -88,26 +109,22 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// A token of `entry`, which is in `snapshot`, for `audience`. Waits for at most `patience`
-    /// when the server has to be asked.
+    /// The token of a wish for an entry that is in `snapshot`.
     ///
     /// # Errors
     /// [`Refusal`].
-    pub async fn get(
-        &self,
-        snapshot: &Snapshot,
-        entry: &Arc<Entry>,
-        audience: &Audience,
-        patience: Duration,
-    ) -> Result<JwtSvid, Refusal> {
+    pub async fn get(&self, snapshot: &Snapshot, wish: Wish<'_>) -> Result<JwtSvid, Refusal> {
         let count = self.uses.fetch_add(1, Ordering::Relaxed) + 1;
-        let key = Key::new(entry, audience, count);
+        let key = Key::new(wish.entry, wish.audience, count);
         let held = self.find(snapshot, &key);
         if let Some(held) = held.as_ref().filter(|held| !held.is_due(self.clock.now())) {
             return Ok(self.used(held, count));
         }
-        let patience = held.as_ref().map_or(patience, |_| patience.min(BETTER));
-        let answer = self.ask(key.clone(), entry, patience).await;
+        let patience = match held {
+            Some(_) => wish.patience.min(BETTER),
+            None => wish.patience,
+        };
+        let answer = self.ask(key.clone(), Wish { patience, ..wish }).await;
         match answer {
             Err(Refusal::Changed | Refusal::Stopped) | Ok(_) => answer,
             // What was held may have been revoked meanwhile.
@@ -119,11 +136,13 @@ impl Tokens {
         }
     }
 
-    async fn ask(&self, key: Key, entry: &Arc<Entry>, patience: Duration) -> Answer {
+    async fn ask(&self, key: Key, wish: Wish<'_>) -> Answer {
+        let patience = wish.patience;
         let (reply, answer) = oneshot::channel();
         let ask = Ask {
             key,
-            entry: Arc::clone(entry),
+            entry: Arc::clone(wish.entry),
+            customer: wish.customer.clone(),
             waiter: Waiter {
                 reply,
                 until: Instant::now() + patience,

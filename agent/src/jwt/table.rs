@@ -171,6 +171,11 @@ impl<W: Waits> Table<W> {
         (!online || fails || !held.is_due(now)).then(|| Arc::clone(held))
     }
 
+    /// Whether there is a place for `key`: a token, or a call for one.
+    pub(super) fn has(&self, key: &Key) -> bool {
+        self.slots.contains_key(key)
+    }
+
     /// Lets `waiter` wait for a token of `entry` under `key`.
     pub(super) fn wait(&mut self, key: Key, entry: Arc<Entry>, waiter: W) -> Result<(), (W, Full)> {
         if !self.slots.contains_key(&key) && self.is_full(&key.entry) {

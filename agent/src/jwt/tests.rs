@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use tonic::Status;
@@ -8,12 +8,25 @@ use vane_identity::entry::{AdditionalAttributes, Entry, EntryId};
 use vane_identity::jwt_svid::JwtSvid;
 
 use super::*;
+use crate::limits::Customer;
 use crate::testing::{Fake, JWT_TTL, Running, SOON, Session, entry, soon};
 
 const BOUNDS: Bounds = Bounds {
     tokens: 100,
     bytes: 1_000_000,
 };
+
+/// A wish of the one customer.
+fn wish<'a>(entry: &'a Arc<Entry>, audience: &'a Audience, patience: Duration) -> Wish<'a> {
+    Wish {
+        entry,
+        audience,
+        customer: &CUSTOMER,
+        patience,
+    }
+}
+
+static CUSTOMER: LazyLock<Customer> = LazyLock::new(|| (1, "cgroup".into()));
 
 /// An agent in sync with a server that has a JWT key.
 struct World {
@@ -67,8 +80,7 @@ impl World {
         let audience: Vec<String> = audience.split(',').map(str::to_owned).collect();
         let audience = Audience::try_from(audience).unwrap();
         let newest = self.running.reader.newest();
-        let got = self.tokens.get(&newest, &entry, &audience, patience);
-        soon(got).await
+        soon(self.tokens.get(&newest, wish(&entry, &audience, patience))).await
     }
 
     /// A token that had to be asked for.
@@ -195,7 +207,7 @@ async fn a_token_goes_when_its_entry_changes_and_with_it() {
         .await;
     let newest = world.running.reader.newest();
     let audience = Audience::try_from(vec!["x".to_owned()]).unwrap();
-    let got = world.tokens.get(&newest, &gone, &audience, SOON);
+    let got = world.tokens.get(&newest, wish(&gone, &audience, SOON));
     // The look-up may be faster than the owner; the caller has looked for the entry before.
     if let Err(refusal) = soon(got).await {
         assert!(matches!(refusal, Refusal::Changed), "{refusal}");
@@ -278,7 +290,7 @@ async fn while_the_server_is_away_what_is_valid_is_served_and_renewed_when_it_is
         tokens,
     } = world.goes_away().await;
     fake.clock.advance(JWT_TTL.mul_f64(0.9));
-    let get = || soon(tokens.get(&snapshot, &held, &audience, SOON));
+    let get = || soon(tokens.get(&snapshot, wish(&held, &audience, SOON)));
     assert_eq!(get().await.unwrap(), first, "due, but valid");
 
     fake.refuse("server", false);
@@ -374,4 +386,31 @@ async fn tokens_are_bounded_by_their_bytes_too() {
     world.get("a", "y9").await.unwrap();
     assert!(world.fake.is_quiet_about_tokens());
     world.fetched("a", "y0").await;
+}
+
+#[tokio::test]
+async fn who_has_too_many_made_is_refused_and_what_is_held_costs_nothing() {
+    let entries = [entry("greedy", "unix:uid:1"), entry("modest", "unix:uid:2")];
+    let world = World::new(&entries).await;
+    let mut made = 0;
+    let refused = loop {
+        match world.get("greedy", &format!("y{made}")).await {
+            Ok(_) => made += 1,
+            Err(refused) => break refused,
+        }
+    };
+    assert!(matches!(refused, Refusal::Pace), "{refused}");
+    assert_eq!(made, 200);
+    world.get("greedy", "y199").await.unwrap();
+    let newest = world.running.reader.newest();
+    let entry = world.entry("modest").unwrap();
+    let audience = Audience::try_from(vec!["x".to_owned()]).unwrap();
+    let other = (2, "cgroup".into());
+    let wish = Wish {
+        customer: &other,
+        ..wish(&entry, &audience, SOON)
+    };
+    soon(world.tokens.get(&newest, wish)).await.unwrap();
+    world.fake.clock.advance(Duration::from_secs(1));
+    assert!(world.get("greedy", "z").await.is_ok());
 }
