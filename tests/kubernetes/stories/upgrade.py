@@ -1,0 +1,111 @@
+"""Upgrades and losses while pods hold streams and do mutual TLS with each other every 50 ms."""
+import json
+import time
+
+from cluster import SPACE, pod
+from node import until
+
+PAIRS = 10
+
+
+class Greetings:
+    """Pairs of pods that do mutual TLS all the time."""
+
+    def __init__(self, cluster):
+        self.cluster = cluster
+        self.servers = [f"server-{at}" for at in range(PAIRS)]
+        self.clients = [f"client-{at}" for at in range(PAIRS)]
+
+    def __enter__(self):
+        cluster = self.cluster
+        identity = cluster.entry("/upgrade", f"k8s:ns:{SPACE}", "k8s:pod-label:upgrade:yes")
+        cluster.run(*(pod(name, "vane-test-pod", "serve", "0.0.0.0:8443", identity, labels={"upgrade": "yes"}) for name in self.servers))
+        for name in self.servers:
+            until(f"{name} serves", lambda name=name: cluster.lines(name), 120)
+        hosts = {name: cluster.get(name)["status"]["podIP"] for name in self.servers}
+        cluster.run(*(pod(client, "vane-test-pod", "greet", f"{hosts[server]}:8443", identity, "50", labels={"upgrade": "yes"})
+                      for server, client in zip(self.servers, self.clients)))
+        self.more()
+        return self
+
+    def __exit__(self, *_):
+        self.cluster.delete(*self.servers, *self.clients)
+        self.cluster.forget("/upgrade")
+
+    def counts(self):
+        """Handshakes and failures of each client."""
+        last = {name: [line for line in self.cluster.lines(name) if "handshakes" in line][-1:] for name in self.clients}
+        return {name: (lines[0]["handshakes"], lines[0]["failures"]) if lines else (0, 0) for name, lines in last.items()}
+
+    def more(self):
+        """Waits until every client has done a second's worth of handshakes more."""
+        before = self.counts()
+
+        def went_on():
+            now = self.counts()
+            return all(now[name][0] >= before[name][0] + 20 for name in self.clients)
+
+        until("handshakes go on", went_on, 90)
+
+    def judge(self, checks, what):
+        self.more()
+        counts = self.counts()
+        failed = [line for name in self.clients for line in self.cluster.lines(name) if "failed" in line or "denied" in line]
+        checks.check(f"{what}: {sum(done for done, _ in counts.values())} handshakes so far, none failed", not failed, failed[:3])
+
+
+def agent_ready(cluster, other_than=None):
+    found = cluster.agent_pod()
+    if not found or found["metadata"]["uid"] == other_than:
+        return None
+    status = found["status"].get("containerStatuses", [{}])[0]
+    return found if status.get("ready") else None
+
+
+def serials(cluster):
+    """The agents and the serial numbers of their SVIDs: an attestation makes another."""
+    return {agent["id"]["path"]: agent["x509svid_serial_number"] for agent in json.loads(cluster.vane("agent", "list", "-o", "json"))["agents"]}
+
+
+def the_agent_is_replaced_without_a_gap(cluster, checks):
+    node = cluster.node
+    with Greetings(cluster) as greetings:
+        before, start = cluster.agent_pod()["metadata"]["uid"], time.monotonic()
+        node.kubectl("-n", "vane", "rollout", "restart", "daemonset/vane-agent")
+        node.kubectl("-n", "vane", "rollout", "status", "daemonset/vane-agent", "--timeout=120s", timeout=130)
+        until("another pod is the agent", lambda: agent_ready(cluster, before), 60)
+        greetings.judge(checks, f"rolling update of the DaemonSet in {time.monotonic() - start:.1f} s")
+        name = cluster.agent_pod()["metadata"]["name"]
+        start = time.monotonic()
+        node.run("kill", "-9", cluster.pid(name, "vane"))
+        until("kubelet has started it again", lambda: (found := agent_ready(cluster)) and found["status"]["containerStatuses"][0]["restartCount"], 90)
+        greetings.judge(checks, f"kill -9 of the agent, ready again after {time.monotonic() - start:.1f} s")
+        the_server_comes_back(cluster, checks, greetings)
+
+
+def the_server_comes_back(cluster, checks, greetings):
+    node = cluster.node
+    old, known, start = cluster.get("vane-server-0", "vane")["metadata"]["uid"], set(serials(cluster)), time.monotonic()
+    agent = cluster.agent_pod()["metadata"]
+    node.kubectl("-n", "vane", "delete", "pod", "vane-server-0", "--wait=false")
+
+    def again():
+        shown = node.kubectl("-n", "vane", "get", "pod", "vane-server-0", "-o", "json", check=False)
+        if not shown or json.loads(shown)["metadata"]["uid"] == old:
+            return False
+        return json.loads(shown)["status"].get("containerStatuses", [{}])[0].get("ready")
+
+    until("the server's pod is back on its claim", again, 120)
+    took = time.monotonic() - start
+    until("the agent is connected", lambda: "connected" in cluster.agent("agent", "status", check=False).lower(), 60)
+    log = node.kubectl("-n", "vane", "logs", agent["name"])
+    greetings.judge(checks, f"server pod deleted and back on its claim after {took:.1f} s")
+    checks.check("no agent attested anew, none is lost", set(serials(cluster)) == known and log.count(" attested ") <= 1, (known, log[-1000:]))
+    entry = cluster.entry("/after-restart", f"k8s:ns:{SPACE}", "k8s:pod-label:after:restart")
+    cluster.run(pod("after-restart", "vane-test-pod", "first", labels={"after": "restart"}))
+    checks.check("a new pod is served by the server that came back", cluster.first("after-restart")["ids"] == [entry])
+    cluster.delete("after-restart")
+    cluster.forget("/after-restart")
+
+
+STORIES = [the_agent_is_replaced_without_a_gap]
