@@ -8,7 +8,7 @@ import images
 from node import HERE, NAME, WORK, Failure, Node, until
 
 DOMAIN = "example.org"
-OVERLAY = HERE / "overlay"
+MANIFESTS = HERE.parent.parent / "deploy/kubernetes"
 SPACE = "apps"
 SOCKET = {"name": "vane", "hostPath": {"path": "/run/vane/workload", "type": "Directory"}}
 
@@ -31,8 +31,23 @@ class Cluster:
                      "claimRef": {"namespace": "vane", "name": "data-vane-server-0"}, "hostPath": {"path": str(folder)}}}))
         return name
 
-    def apply(self):
-        return self.node.kubectl("apply", "-k", OVERLAY)
+    def overlay(self, server="", agent=""):
+        """deploy/kubernetes/base with the image that the tests made, and lines more in [server] and [agent]."""
+        folder = WORK / "overlay"
+        folder.mkdir(exist_ok=True)
+        for name, more in [("server", server), ("agent", agent)]:
+            text = (MANIFESTS / f"base/{name}.toml").read_text()
+            (folder / f"{name}.toml").write_text(text.replace(f"[{name}]\n", f"[{name}]\n{more}\n", 1))
+        repository, tag = images.VANE.rsplit(":", 1)
+        (folder / "kustomization.yaml").write_text(json.dumps({
+            "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "namespace": "vane",
+            "bases": [os.path.relpath(MANIFESTS / "base", folder)], "images": [{"name": "vane", "newName": repository, "newTag": tag}],
+            "configMapGenerator": [{"name": f"vane-{name}", "behavior": "merge", "files": [f"{name}.toml"]} for name in ("server", "agent")]}))
+        return folder
+
+    def apply(self, **lines):
+        """`kubectl apply -k` of it. SVIDs live a minute, so that they turn while the stories are told."""
+        return self.node.kubectl("apply", "-k", self.overlay(**({"server": 'default_x509_svid_ttl = "1m"'} | lines)))
 
     def exec(self, pod, *command, check=True, namespace="vane", stdin=None):
         return self.node.kubectl("-n", namespace, "exec", *(["-i"] if stdin else []), pod, "--", *command, check=check, stdin=stdin)
@@ -57,9 +72,10 @@ class Cluster:
         return f"spiffe://{DOMAIN}/spire/agent/k8s_psat/demo/{uid}"
 
     def entry(self, path, *selectors, more=()):
-        """An entry below this node's agent; its SPIFFE ID."""
+        """An entry below this node's agent, made anew; its SPIFFE ID."""
         spiffe_id = f"spiffe://{DOMAIN}{path}"
         words = [word for one in selectors for word in ("--selector", one)]
+        self.forget(path)
         self.vane("entry", "create", "--spiffe-id", spiffe_id, "--parent-id", self.agent_id(), *words, *more)
         return spiffe_id
 
@@ -110,6 +126,12 @@ class Cluster:
             if line.startswith(container):
                 return int(line.split()[1])
         raise Failure(f"{pod} has no process")
+
+    def show(self):
+        """What there is, for the one who looks for the cause of a failure."""
+        print(self.node.kubectl("get", "pod", "-A", "-o", "wide", check=False))
+        for name in ["vane-server-0", "daemonset/vane-agent"]:
+            print(f"--- {name}\n" + self.node.kubectl("-n", "vane", "logs", name, "--tail=15", check=False), flush=True)
 
     def rss_mib(self, pod, space="vane"):
         status = self.node.run("cat", f"/proc/{self.pid(pod, space)}/status").stdout
