@@ -1,12 +1,11 @@
 //! No space left under the data directory of the server, or of an agent.
 //!
-//! The disk is a small tmpfs in a mount namespace of its own: this program starts itself again
-//! in one, and the mounts are gone with it whatever happens.
+//! The disk is a small tmpfs in a mount namespace of its own.
 
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::Command;
 
 use tonic::{Code, Status};
 use vane_tests::admin::{Admin, entry};
@@ -24,41 +23,6 @@ const ROUNDS: usize = 3;
 const LEFT: u64 = 300_000;
 /// How often what has no event is looked at.
 const LOOK: std::time::Duration = std::time::Duration::from_millis(50);
-
-/// Why this machine cannot do it.
-pub fn cannot() -> Option<String> {
-    if !nix::unistd::getuid().is_root() {
-        return Some("needs root, to mount a small disk".to_owned());
-    }
-    let tried = Command::new("unshare")
-        .args([
-            "--mount",
-            "--propagation",
-            "private",
-            "mount",
-            "-t",
-            "tmpfs",
-            "none",
-            "/mnt",
-        ])
-        .output();
-    match tried {
-        Ok(ended) if ended.status.success() => None,
-        Ok(ended) => Some(String::from_utf8_lossy(&ended.stderr).trim().to_owned()),
-        Err(error) => Some(format!("unshare: {error}")),
-    }
-}
-
-/// Starts this program again where it may mount.
-pub fn inside() -> ExitCode {
-    let status = Command::new("unshare")
-        .args(["--mount", "--propagation", "private"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["full-disk", "--inside"])
-        .status()
-        .unwrap();
-    ExitCode::from(u8::from(!status.success()))
-}
 
 /// A world whose server has its data on a small disk.
 async fn on_a_small_disk() -> World {

@@ -5,7 +5,9 @@
 //! `cargo build -p vane-tests --bins`.
 
 mod clock;
+mod csi;
 mod full_disk;
+mod namespace;
 mod peer_storm;
 
 use std::process::ExitCode;
@@ -35,6 +37,12 @@ enum Command {
     },
     /// Fill the disk under the server, and under an agent, and give it space again; root only.
     FullDisk {
+        /// In the mount namespace that this was started again in.
+        #[arg(long, hide = true)]
+        inside: bool,
+    },
+    /// The CSI driver with real mounts; root only.
+    Csi {
         /// In the mount namespace that this was started again in.
         #[arg(long, hide = true)]
         inside: bool,
@@ -158,11 +166,11 @@ async fn main() -> ExitCode {
                 .await;
         }
         Command::FullDisk { inside: false } => {
-            if let Some(why) = full_disk::cannot() {
+            if let Some(why) = namespace::cannot() {
                 let skip = async { Outcome::Skipped(why) };
                 tally.check("a full disk at commit", skip).await;
             } else {
-                return full_disk::inside();
+                return namespace::inside("full-disk");
             }
         }
         Command::FullDisk { inside: true } => {
@@ -175,6 +183,20 @@ async fn main() -> ExitCode {
             tally
                 .check("a full disk while sealing", full_disk::sealing())
                 .await;
+        }
+        Command::Csi { inside: false } => {
+            if let Some(why) = namespace::cannot() {
+                let skip = async { Outcome::Skipped(why) };
+                tally.check("the CSI driver", skip).await;
+            } else {
+                return namespace::inside("csi");
+            }
+        }
+        Command::Csi { inside: true } => {
+            tally.check("a volume from pod to pod", csi::life()).await;
+            tally.check("what is hostile", csi::hostile()).await;
+            tally.check("a folder made anew", csi::made_anew()).await;
+            tally.check("the start of the driver", csi::start()).await;
         }
         Command::TakeOver { times } => {
             tally.check("no fetch fails", take_overs(times)).await;

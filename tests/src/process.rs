@@ -48,6 +48,8 @@ pub struct Launch {
     pub descriptors: Option<u64>,
     /// Variables of its environment.
     pub environment: Vec<(String, String)>,
+    /// What a shell does first, in a mount namespace that the program then has; root only.
+    pub mounts: Option<String>,
 }
 
 /// A running program that has printed its ready line.
@@ -83,7 +85,7 @@ impl Process {
             .append(true)
             .open(log)
             .unwrap();
-        let mut child = limited(launch.descriptors, &program(name))
+        let mut child = launched(launch, &program(name))
             .args(args)
             .envs(launch.environment.iter().cloned())
             .stdin(Stdio::null())
@@ -193,16 +195,18 @@ fn tail(log: &Path) -> String {
     lines[lines.len().saturating_sub(20)..].join("\n")
 }
 
-/// The program, through a shell that lowers its limit of descriptors.
-fn limited(descriptors: Option<u64>, program: &Path) -> Command {
-    let Some(descriptors) = descriptors else {
+/// The program, through a shell that lowers its limit of descriptors or mounts for it.
+fn launched(launch: &Launch, program: &Path) -> Command {
+    let limit = launch.descriptors.map(|most| format!("ulimit -n {most};"));
+    let Some(first) = limit.or_else(|| launch.mounts.clone()) else {
         return Command::new(program);
     };
-    let mut command = Command::new("sh");
-    command
-        .arg("-c")
-        .arg(format!("ulimit -n {descriptors}; exec \"$0\" \"$@\""))
-        .arg(program);
+    let mut command = Command::new(launch.mounts.as_ref().map_or("sh", |_| "unshare"));
+    if launch.mounts.is_some() {
+        command.args(["--mount", "--propagation", "unchanged", "sh"]);
+    }
+    let script = format!("set -e; {first} exec \"$0\" \"$@\"");
+    command.args(["-c", &script]).arg(program);
     command
 }
 

@@ -154,6 +154,7 @@ impl World {
         let launch = Launch {
             descriptors: self.options.server_descriptors,
             environment: self.options.server_environment.clone(),
+            ..Launch::default()
         };
         let process = Process::try_start_under(&launch, name, &args, &log).await?;
         let address = &process.ready["server_address"];
@@ -225,6 +226,7 @@ impl World {
         let launch = Launch {
             descriptors,
             environment: self.options.agent_environment.clone(),
+            ..Launch::default()
         };
         Agent::start(launch, config, log, socket).await
     }
