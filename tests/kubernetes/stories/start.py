@@ -1,10 +1,11 @@
 """From an empty cluster to identities that hold: apply, the first SVID, mutual TLS, who is who."""
 import json
+import os
 import time
 
 import images
-from cluster import DOMAIN, SPACE, pod
-from node import Failure, until
+from cluster import DOMAIN, MANIFESTS, SPACE, pod
+from node import WORK, Failure, until
 
 
 def from_apply_to_the_first_svid(cluster, checks):
@@ -123,5 +124,25 @@ def go_spiffe_over_the_host_path(cluster, checks):
     cluster.delete("go-spiffe")
 
 
+def the_example_of_two_services(cluster, checks):
+    node, folder = cluster.node, WORK / "example"
+    folder.mkdir(exist_ok=True)
+    names = {"vane": images.VANE, "nginx": images.WEB, "curlimages/curl": images.WEB}
+    (folder / "kustomization.yaml").write_text(json.dumps({
+        "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "bases": [os.path.relpath(MANIFESTS / "examples/mtls", folder)],
+        "images": [{"name": name, "newName": image.rsplit(":", 1)[0], "newTag": "1"} for name, image in names.items()]}))
+    for name, more in [("greeter", ("--dns", "greeter.greetings.svc")), ("guest", ())]:
+        cluster.entry(f"/greetings/{name}", "k8s:ns:greetings", f"k8s:sa:{name}", more=more)
+    node.kubectl("apply", "-k", folder)
+    guest = lambda: node.kubectl("-n", "greetings", "logs", "deployment/guest", "-c", "curl", check=False)  # noqa: E731
+    said = until("curl is greeted by nginx", lambda: "hello, " in guest() and guest(), 90)
+    checks.check("examples/mtls: curl and nginx do mutual TLS by Service name", "hello, " in said, said)
+    bare = node.kubectl("-n", "greetings", "exec", "deployment/guest", "-c", "curl", "--", "curl", "-sS", "--cacert", "/svid/bundle.pem",
+                        "https://greeter.greetings.svc", check=False)
+    checks.check("examples/mtls: without an SVID nginx says no", "hello" not in bare, bare)
+    node.kubectl("delete", "-k", folder, timeout=120)
+
+
 STORIES = [from_apply_to_the_first_svid, exec_needs_no_flags, probes_mean_something, it_runs_with_little,
-           two_do_mtls_and_a_third_is_refused, identities_by_what_a_pod_is, go_spiffe_over_the_host_path]
+           two_do_mtls_and_a_third_is_refused, identities_by_what_a_pod_is, go_spiffe_over_the_host_path,
+           the_example_of_two_services]
