@@ -31,17 +31,19 @@ class Cluster:
                      "claimRef": {"namespace": "vane", "name": "data-vane-server-0"}, "hostPath": {"path": str(folder)}}}))
         return name
 
-    def overlay(self, server="", agent=""):
-        """deploy/kubernetes/base with the image that the tests made, and lines more in [server] and [agent]."""
+    def overlay(self, server="", agent="", k8s="", patch=""):
+        """deploy/kubernetes/base with the image that the tests made, lines more in some sections, and a patch."""
         folder = WORK / "overlay"
         folder.mkdir(exist_ok=True)
         for name, more in [("server", server), ("agent", agent)]:
             text = (MANIFESTS / f"base/{name}.toml").read_text()
-            (folder / f"{name}.toml").write_text(text.replace(f"[{name}]\n", f"[{name}]\n{more}\n", 1))
+            text = text.replace(f"[{name}]\n", f"[{name}]\n{more}\n", 1).replace('type = "k8s"\n', f'type = "k8s"\n{k8s}\n')
+            (folder / f"{name}.toml").write_text(text)
+        (folder / "patch.yaml").write_text(patch)
         repository, tag = images.VANE.rsplit(":", 1)
         (folder / "kustomization.yaml").write_text(json.dumps({
             "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "namespace": "vane",
-            "bases": [os.path.relpath(MANIFESTS / "base", folder)], "images": [{"name": "vane", "newName": repository, "newTag": tag}],
+            "bases": [os.path.relpath(MANIFESTS / "base", folder)], "patchesStrategicMerge": ["patch.yaml"] if patch else [], "images": [{"name": "vane", "newName": repository, "newTag": tag}],
             "configMapGenerator": [{"name": f"vane-{name}", "behavior": "merge", "files": [f"{name}.toml"]} for name in ("server", "agent")]}))
         return folder
 
@@ -147,6 +149,15 @@ def pod(name, *command, space=SPACE, account="default", labels=None, image=image
     spec = {"serviceAccountName": account, "terminationGracePeriodSeconds": 0, "enableServiceLinks": False, "restartPolicy": "Never",
             "containers": [container], "volumes": [SOCKET]} | more
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": space, "labels": labels or {}}, "spec": spec}
+
+
+def agent_ready(cluster, other_than=None):
+    """The agent's pod once it is ready and not the one with this UID."""
+    found = cluster.agent_pod()
+    if not found or found["metadata"]["uid"] == other_than:
+        return None
+    status = found["status"].get("containerStatuses", [{}])[0]
+    return found if status.get("ready") else None
 
 
 def programs():

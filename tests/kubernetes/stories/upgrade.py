@@ -2,8 +2,8 @@
 import json
 import time
 
-from cluster import SPACE, pod
-from node import until
+from cluster import DOMAIN, SPACE, agent_ready, pod
+from node import NAME, until
 
 PAIRS = 10
 
@@ -54,14 +54,6 @@ class Greetings:
         checks.check(f"{what}: {sum(done for done, _ in counts.values())} handshakes so far, none failed", not failed, failed[:3])
 
 
-def agent_ready(cluster, other_than=None):
-    found = cluster.agent_pod()
-    if not found or found["metadata"]["uid"] == other_than:
-        return None
-    status = found["status"].get("containerStatuses", [{}])[0]
-    return found if status.get("ready") else None
-
-
 def serials(cluster):
     """The agents and the serial numbers of their SVIDs: an attestation makes another."""
     return {agent["id"]["path"]: agent["x509svid_serial_number"] for agent in json.loads(cluster.vane("agent", "list", "-o", "json"))["agents"]}
@@ -88,14 +80,7 @@ def the_server_comes_back(cluster, checks, greetings):
     old, known, start = cluster.get("vane-server-0", "vane")["metadata"]["uid"], set(serials(cluster)), time.monotonic()
     agent = cluster.agent_pod()["metadata"]
     node.kubectl("-n", "vane", "delete", "pod", "vane-server-0", "--wait=false")
-
-    def again():
-        shown = node.kubectl("-n", "vane", "get", "pod", "vane-server-0", "-o", "json", check=False)
-        if not shown or json.loads(shown)["metadata"]["uid"] == old:
-            return False
-        return json.loads(shown)["status"].get("containerStatuses", [{}])[0].get("ready")
-
-    until("the server's pod is back on its claim", again, 120)
+    until("the server's pod is back on its claim", lambda: server_ready(cluster, old), 120)
     took = time.monotonic() - start
     until("the agent is connected", lambda: "connected" in cluster.agent("agent", "status", check=False).lower(), 60)
     log = node.kubectl("-n", "vane", "logs", agent["name"])
@@ -108,4 +93,60 @@ def the_server_comes_back(cluster, checks, greetings):
     cluster.forget("/after-restart")
 
 
-STORIES = [the_agent_is_replaced_without_a_gap]
+def the_claim_is_lost(cluster, checks):
+    """What deploy/kubernetes/README.md says of it: agents serve what they hold; the way back is new entries and a new data_dir."""
+    node, labels = cluster.node, {"claim": "lost"}
+    identity = cluster.entry("/claim", f"k8s:ns:{SPACE}", "k8s:pod-label:claim:lost")
+    cluster.run(pod("holder", "vane-test-pod", "first", labels=labels))
+    cluster.first("holder")
+    bundle = lambda: node.json("-n", "vane", "get", "configmap", "vane-bundle")["data"]  # noqa: E731
+    old, uid = bundle(), cluster.get("vane-server-0", "vane")["metadata"]["uid"]
+    node.kubectl("-n", "vane", "delete", "persistentvolumeclaim", "data-vane-server-0", "--wait=false")
+    node.kubectl("-n", "vane", "delete", "pod", "vane-server-0")
+    cluster.volume()
+    until("a server is there on an empty volume", lambda: server_ready(cluster, uid), 120)
+    until("it has published its own bundle", lambda: bundle() != old, 30)
+    checks.check("its registry is empty", "No entries" in cluster.vane("entry", "list"))
+    said = cluster.exec("holder", "vane", "svid", "fetch", check=False, namespace=SPACE)
+    checks.check("agents go on with what they hold", identity in said, said)
+    print("        the agent says: " + cluster.agent("agent", "status", check=False).replace("\n", " | ")[:400], flush=True)
+    before = cluster.agent_pod()["metadata"]["uid"]
+    cluster.apply(agent='data_dir = "/var/lib/vane/agent-2"')
+    until("the agent is ready again", lambda: agent_ready(cluster, before), 120)
+    lines = len(cluster.lines("holder"))
+    cluster.entry("/claim", f"k8s:ns:{SPACE}", "k8s:pod-label:claim:lost")
+    until("the open stream has the new one", lambda: [line for line in cluster.lines("holder")[lines:] if line.get("ids") == [identity]], 60)
+    checks.check("with another data_dir and the entry made again the open stream has its new SVID", True)
+    cluster.delete("holder")
+    cluster.forget("/claim")
+
+
+def the_node_is_made_again(cluster, checks):
+    node, old = cluster.node, cluster.agent_id()
+    node.kubectl("delete", "node", NAME)
+    node.stop("kubelet")
+    for folder in ["/var/lib/vane", "/run/vane/agent"]:
+        node.run("sh", "-c", f"rm -rf {folder}/*")
+    node.start("kubelet")
+    until("the node is back under its name", lambda: " Ready" in node.kubectl("get", "node", NAME, check=False), 90)
+    before = cluster.agent_pod()
+    if before:
+        cluster.delete(before["metadata"]["name"], space="vane")
+    until("its agent is ready", lambda: agent_ready(cluster, before and before["metadata"]["uid"]), 120)
+    new = cluster.agent_id()
+    listed = {agent["id"]["path"]: agent for agent in json.loads(cluster.vane("agent", "list", "-o", "json"))["agents"]}
+    paths = [one.split(DOMAIN, 1)[1] for one in (old, new)]
+    checks.check("another UID of the node is another agent", old != new and paths[1] in listed, list(listed))
+    if paths[0] in listed:
+        ends = int(listed[paths[0]]["x509svid_expires_at"]) - int(time.time())
+        checks.check(f"nobody renews the old agent: its SVID ends in {ends} s, and an hour later it is off the list", ends <= 60, listed[paths[0]])
+
+
+def server_ready(cluster, other_than):
+    shown = cluster.node.kubectl("-n", "vane", "get", "pod", "vane-server-0", "-o", "json", check=False)
+    if not shown or json.loads(shown)["metadata"]["uid"] == other_than:
+        return False
+    return json.loads(shown)["status"].get("containerStatuses", [{}])[0].get("ready")
+
+
+STORIES = [the_agent_is_replaced_without_a_gap, the_node_is_made_again, the_claim_is_lost]
