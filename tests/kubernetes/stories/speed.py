@@ -17,6 +17,7 @@ def first_svids(cluster, name, selector, labels):
         cluster.run(pod(one, "vane-test-pod", "first", labels=labels))
         took.append(cluster.first(one)["ms"])
     cluster.delete(*(f"{name}-{at}" for at in range(SAMPLES)))
+    cluster.forget(f"/{name}")
     took.sort()
     print(f"        {name}: p50 {statistics.median(took):.1f} ms, least {took[0]:.1f}, most {took[-1]:.1f} ({SAMPLES} pods)", flush=True)
     return statistics.median(took)
@@ -33,8 +34,6 @@ def the_first_svid_is_quick(cluster, checks):
     without = cluster.agent_pod()["metadata"]["uid"]
     cluster.apply()
     until("the agent is as it was", lambda: agent_ready(cluster, without), 90)
-    for entry in ("/by-label", "/by-container", "/by-container-cri"):
-        cluster.forget(entry)
 
 
 def with_the_runtimes_socket(cluster):
