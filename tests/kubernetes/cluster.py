@@ -43,7 +43,7 @@ class Cluster:
         repository, tag = images.VANE.rsplit(":", 1)
         (folder / "kustomization.yaml").write_text(json.dumps({
             "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "namespace": "vane",
-            "bases": [os.path.relpath(MANIFESTS / "base", folder)], "patchesStrategicMerge": ["patch.yaml"] if patch else [], "images": [{"name": "vane", "newName": repository, "newTag": tag}],
+            "bases": [os.path.relpath(MANIFESTS / name, folder) for name in ("base", "csi")], "patchesStrategicMerge": ["patch.yaml"] if patch else [], "images": [{"name": "vane", "newName": repository, "newTag": tag}],
             "configMapGenerator": [{"name": f"vane-{name}", "behavior": "merge", "files": [f"{name}.toml"]} for name in ("server", "agent")]}))
         return folder
 
@@ -146,8 +146,12 @@ def pod(name, *command, space=SPACE, account="default", labels=None, image=image
                  "env": [{"name": "SPIFFE_ENDPOINT_SOCKET", "value": "unix:///run/vane/agent.sock"}],
                  "volumeMounts": [{"name": "vane", "mountPath": "/run/vane", "readOnly": True}]}
     container |= more.pop("container", {})
+    if more.pop("csi", False):
+        volume = {"name": "vane", "csi": {"driver": "csi.spiffe.io", "readOnly": True}}
+    else:
+        volume = SOCKET
     spec = {"serviceAccountName": account, "terminationGracePeriodSeconds": 0, "enableServiceLinks": False, "restartPolicy": "Never",
-            "containers": [container], "volumes": [SOCKET]} | more
+            "containers": [container], "volumes": [volume]} | more
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": space, "labels": labels or {}}, "spec": spec}
 
 
