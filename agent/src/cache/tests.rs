@@ -1,12 +1,18 @@
 use tonic::Status;
 use vane_identity::bundle::Bundle;
+use vane_identity::entry::Entry;
+use vane_identity::lifetime::to_unix;
 use vane_wire::status::Refusal;
 use vane_wire::vane::sync::v1::watch_request::Request as Ask;
 use vane_wire::vane::sync::v1::watch_response::Response as Say;
 use vane_wire::vane::sync::v1::{Heartbeat, List, Renew};
 
+use super::asking::PAUSE;
+use super::slot::RETRY;
 use super::*;
 use crate::registry::Known;
+use crate::snapshot::{Standing, State};
+use crate::svid::Svid;
 use crate::testing::{Fake, Running, Session, TTL, entry, own_svid, soon};
 
 /// A cache in sync with `entries`.
