@@ -1,52 +1,38 @@
 //! A server for tests: a Unix socket whose Watch streams the test speaks itself, and which
 //! signs whatever is asked.
 
-mod jwt;
+mod ca;
+mod session;
 mod spire;
+
+mod jwt;
+
+mod served;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, IsCa, Issuer,
-    KeyIdMethod, KeyPair, SanType,
-};
-use rustls_pki_types::CertificateSigningRequestDer;
 use tempfile::TempDir;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Server};
-use tonic::{Request, Response, Status, Streaming};
 use vane_chassis::backoff::Policy;
 use vane_chassis::clock::{Manual, Watched};
 use vane_chassis::tasks::TaskSet;
 use vane_identity::bundle::{Bundle, X509Authority};
-use vane_identity::digest::{Digest, Member};
 use vane_identity::entry::{Entry, EntryId};
 use vane_identity::id::TrustDomain;
-use vane_identity::key::{KeyType, PrivateKey, key_identifier};
-use vane_identity::lifetime::{from_unix, to_unix};
+use vane_identity::key::{KeyType, PrivateKey};
 use vane_identity::x509_svid::Certificate;
 use vane_wire::spire::api::server::bundle::v1::bundle_server::BundleServer;
 use vane_wire::spire::api::server::entry::v1::entry_server::EntryServer;
-use vane_wire::spire::api::server::svid::v1::svid_server::{Svid, SvidServer};
-use vane_wire::spire::api::server::svid::v1::{
-    BatchNewWitsvidRequest, BatchNewWitsvidResponse, BatchNewX509svidRequest,
-    BatchNewX509svidResponse, MintJwtsvidRequest, MintJwtsvidResponse, MintWitsvidRequest,
-    MintWitsvidResponse, MintX509svidRequest, MintX509svidResponse, NewDownstreamX509caRequest,
-    NewDownstreamX509caResponse, NewJwtsvidRequest, NewJwtsvidResponse,
-    batch_new_x509svid_response,
-};
-use vane_wire::spire::api::types;
-use vane_wire::vane::sync::v1::sync_server::{Sync, SyncServer};
-use vane_wire::vane::sync::v1::watch_request::Request as Ask;
-use vane_wire::vane::sync::v1::watch_response::Response as Say;
-use vane_wire::vane::sync::v1::{Bundles, Delta, Hello, InSync, WatchRequest, WatchResponse};
+use vane_wire::spire::api::server::svid::v1::svid_server::SvidServer;
+use vane_wire::vane::sync::v1::sync_server::SyncServer;
 
 use crate::cache::{Cache, CacheError, Deps, Reader};
 use crate::counters::Counters;
@@ -54,8 +40,11 @@ use crate::obtain::Anew;
 use crate::own_svid::OwnSvid;
 use crate::sealed::Restored;
 
+use ca::Ca;
 pub(crate) use jwt::JWT_TTL;
 use jwt::JwtSigner;
+use served::Served;
+pub(crate) use session::Session;
 use spire::Spire;
 
 /// No step of a test takes so long.
@@ -102,64 +91,6 @@ pub(crate) fn own_svid() -> Arc<OwnSvid> {
     })
 }
 
-/// The end of a Watch stream that the test holds.
-pub(crate) struct Session {
-    pub(crate) hello: Hello,
-    pub(crate) requests: Streaming<WatchRequest>,
-    answers: mpsc::Sender<Result<WatchResponse, Status>>,
-}
-
-impl Session {
-    pub(crate) async fn say(&self, response: Say) {
-        let response = WatchResponse {
-            response: Some(response),
-        };
-        self.answers.send(Ok(response)).await.unwrap();
-    }
-
-    pub(crate) async fn bundle(&self, bundle: &Bundle) {
-        self.say(Say::Bundles(Bundles {
-            bundles: vec![bundle.into()],
-            removed: Vec::new(),
-            bundle_revision: 1,
-            full: false,
-            last: true,
-        }))
-        .await;
-    }
-
-    pub(crate) async fn change(&self, upserts: &[Entry], removed: &[&str]) {
-        self.say(Say::Delta(Delta {
-            revision: 1,
-            upserts: upserts.iter().map(types::Entry::from).collect(),
-            removed: removed.iter().map(|id| (*id).to_owned()).collect(),
-        }))
-        .await;
-    }
-
-    /// Closes the resume of an agent that holds `entries` and `bundle`.
-    pub(crate) async fn in_sync(&self, entries: &[Entry], bundle: &Bundle) {
-        let member =
-            |one: &Entry| Member::of_entry(one.id.as_str(), one.revision_number, one.created_at);
-        let set: Digest = entries.iter().map(member).collect();
-        let bundles: Digest = [Member::of_bundle(bundle)].into_iter().collect();
-        self.say(Say::InSync(InSync {
-            revision: 1,
-            set_digest: set.to_bytes().to_vec().into(),
-            epoch: vec![1; 16].into(),
-            bundle_digest: bundles.to_bytes().to_vec().into(),
-        }))
-        .await;
-    }
-
-    /// Ends the stream: in good order, or with `status`.
-    pub(crate) async fn end(self, status: Option<Status>) {
-        if let Some(status) = status {
-            self.answers.send(Err(status)).await.unwrap();
-        }
-    }
-}
-
 /// The server.
 pub(crate) struct Fake {
     socket: PathBuf,
@@ -177,24 +108,6 @@ pub(crate) struct Fake {
     pub(crate) dir: TempDir,
     pub(crate) tasks: TaskSet,
     stop: CancellationToken,
-}
-
-struct Ca {
-    issuer: Issuer<'static, KeyPair>,
-    certificate: Certificate,
-}
-
-#[derive(Clone)]
-struct Served {
-    ca: Arc<Ca>,
-    sessions: mpsc::Sender<Session>,
-    batches: mpsc::UnboundedSender<Vec<String>>,
-    tokens: mpsc::UnboundedSender<String>,
-    jwt: JwtSigner,
-    refused: Arc<Mutex<HashSet<String>>>,
-    ahead: Arc<AtomicI64>,
-    spire: Spire,
-    clock: Arc<Manual>,
 }
 
 impl Fake {
@@ -374,142 +287,4 @@ pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
 pub(crate) fn connect(socket: &std::path::Path) -> Channel {
     let address = format!("unix://{}", socket.display());
     Endpoint::from_shared(address).unwrap().connect_lazy()
-}
-
-impl Ca {
-    fn new() -> Self {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.subject_alt_names = vec![SanType::URI("spiffe://example.org".try_into().unwrap())];
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key_id = key_identifier(key.public_key_raw());
-        params.key_identifier_method = KeyIdMethod::PreSpecified(key_id.to_vec());
-        let certificate = params.self_signed(&key).unwrap();
-        Self {
-            certificate: Certificate::from_der(certificate.der()),
-            issuer: Issuer::new(params, key),
-        }
-    }
-
-    /// A leaf for what `csr` asks.
-    fn sign(&self, csr: &[u8], now: SystemTime) -> Vec<u8> {
-        let csr = CertificateSigningRequestDer::from(csr);
-        let mut request = CertificateSigningRequestParams::from_der(&csr).unwrap();
-        request.params.not_before = now.into();
-        request.params.not_after = (now + TTL).into();
-        request.params.is_ca = IsCa::ExplicitNoCa;
-        request.params.use_authority_key_identifier_extension = true;
-        request.signed_by(&self.issuer).unwrap().der().to_vec()
-    }
-}
-
-#[tonic::async_trait]
-impl Sync for Served {
-    type WatchStream = ReceiverStream<Result<WatchResponse, Status>>;
-
-    async fn watch(
-        &self,
-        request: Request<Streaming<WatchRequest>>,
-    ) -> Result<Response<Self::WatchStream>, Status> {
-        if self.spire.holds().is_spire {
-            return Err(Status::unimplemented("unknown service vane.sync.v1.Sync"));
-        }
-        if self.refused.lock().unwrap().contains("server") {
-            return Err(Status::unavailable("server is initializing"));
-        }
-        let mut requests = request.into_inner();
-        let first = requests.message().await?.and_then(|first| first.request);
-        let Some(Ask::Hello(hello)) = first else {
-            return Err(Status::invalid_argument("no hello"));
-        };
-        let (answers, receiver) = mpsc::channel(64);
-        let session = Session {
-            hello,
-            requests,
-            answers,
-        };
-        self.sessions
-            .send(session)
-            .await
-            .map_err(|_| Status::unavailable("the test is over"))?;
-        Ok(Response::new(ReceiverStream::new(receiver)))
-    }
-}
-
-#[tonic::async_trait]
-impl Svid for Served {
-    async fn batch_new_x509svid(
-        &self,
-        request: Request<BatchNewX509svidRequest>,
-    ) -> Result<Response<BatchNewX509svidResponse>, Status> {
-        let now = vane_chassis::clock::Clock::now(&*self.clock);
-        let now = from_unix(to_unix(now) + self.ahead.load(Ordering::Relaxed));
-        let params = request.into_inner().params;
-        let refused = self.refused.lock().unwrap().clone();
-        let result = |one: &vane_wire::spire::api::server::svid::v1::NewX509svidParams| {
-            if refused.contains(&one.entry_id) {
-                return batch_new_x509svid_response::Result {
-                    status: Some(types::Status {
-                        code: 5,
-                        message: "entry not found or not authorized".into(),
-                    }),
-                    svid: None,
-                };
-            }
-            let leaf = self.ca.sign(&one.csr, now);
-            batch_new_x509svid_response::Result {
-                status: Some(vane_wire::status::ok()),
-                svid: Some(types::X509svid {
-                    cert_chain: vec![leaf.into()],
-                    ..types::X509svid::default()
-                }),
-            }
-        };
-        let results = params.iter().map(result).collect();
-        let ids = params.iter().map(|one| one.entry_id.clone()).collect();
-        let _ = self.batches.send(ids);
-        Ok(Response::new(BatchNewX509svidResponse { results }))
-    }
-
-    async fn mint_x509svid(
-        &self,
-        _: Request<MintX509svidRequest>,
-    ) -> Result<Response<MintX509svidResponse>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn mint_jwtsvid(
-        &self,
-        _: Request<MintJwtsvidRequest>,
-    ) -> Result<Response<MintJwtsvidResponse>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn mint_witsvid(
-        &self,
-        _: Request<MintWitsvidRequest>,
-    ) -> Result<Response<MintWitsvidResponse>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn new_jwtsvid(
-        &self,
-        request: Request<NewJwtsvidRequest>,
-    ) -> Result<Response<NewJwtsvidResponse>, Status> {
-        self.sign_jwt(request.into_inner()).map(Response::new)
-    }
-
-    async fn batch_new_witsvid(
-        &self,
-        _: Request<BatchNewWitsvidRequest>,
-    ) -> Result<Response<BatchNewWitsvidResponse>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn new_downstream_x509ca(
-        &self,
-        _: Request<NewDownstreamX509caRequest>,
-    ) -> Result<Response<NewDownstreamX509caResponse>, Status> {
-        Err(Status::unimplemented(""))
-    }
 }
