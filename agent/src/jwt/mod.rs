@@ -12,6 +12,7 @@
 //! pushes out what others use. Entries whose tokens carry a `jti` are never cached: each of
 //! those tokens is there once.
 
+mod held;
 mod key;
 mod pace;
 
@@ -20,10 +21,11 @@ mod table;
 mod owner;
 mod reader;
 
+pub use held::Held;
 pub use key::{Audience, AudienceError};
 pub use owner::{Deps, JwtCache};
 pub use reader::{Refusal, Tokens, Wish};
-pub use table::{Bounds, Held};
+pub use table::Bounds;
 
 #[cfg(test)]
 mod tests;

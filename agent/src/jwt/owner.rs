@@ -15,10 +15,11 @@ use vane_identity::entry::Entry;
 use vane_identity::jwt_svid::JwtSvid;
 use vane_identity::lifetime::{Jitter, from_unix};
 
+use super::held::is_tainted;
 use super::key::Key;
 use super::pace::Paces;
 use super::reader::{Answer, Ask, Refusal, Tokens, Waiter};
-use super::table::{Bounds, Full, Receipt, Table, is_tainted};
+use super::table::{Bounds, Full, Receipt, Table};
 use crate::counters::Counters;
 use crate::issue::jwt::{JwtIssueError, jwt_svid};
 use crate::sealed::{Handle, Token};

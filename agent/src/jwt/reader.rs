@@ -12,9 +12,10 @@ use vane_chassis::clock::Clock;
 use vane_identity::entry::Entry;
 use vane_identity::jwt_svid::JwtSvid;
 
+use super::held::Held;
 use super::key::{Audience, Key};
 use super::pace::RATE;
-use super::table::{Held, Waits};
+use super::table::Waits;
 use crate::counters::Counters;
 use crate::issue::jwt::JwtIssueError;
 use crate::limits::Customer;

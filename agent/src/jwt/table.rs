@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use vane_identity::bundle::Bundle;
@@ -11,6 +10,7 @@ use vane_identity::entry::{Entry, EntryId};
 use vane_identity::jwt_svid::JwtSvid;
 use vane_identity::lifetime::{Jitter, from_unix, renew_at};
 
+use super::held::{Held, knows};
 use super::key::Key;
 use crate::sealed::{Token, Urgency};
 
@@ -35,73 +35,6 @@ pub struct Bounds {
     pub tokens: usize,
     /// Their bytes.
     pub bytes: usize,
-}
-
-/// A token that is held.
-#[derive(Debug)]
-pub struct Held {
-    /// The token and what it was asked for.
-    pub token: Arc<Token>,
-    /// Counts up with each use of any token: the larger, the later used.
-    used: AtomicU64,
-    /// The count when it was received.
-    born: u64,
-}
-
-impl Held {
-    /// The token.
-    #[must_use]
-    pub fn svid(&self) -> &JwtSvid {
-        &self.token.svid
-    }
-
-    /// Whether it may be served at `now`. No leeway: who gets it needs some of its life.
-    #[must_use]
-    pub fn is_valid(&self, now: SystemTime) -> bool {
-        now < self.expires_at()
-    }
-
-    /// Whether it is to be replaced at `now`.
-    #[must_use]
-    pub fn is_due(&self, now: SystemTime) -> bool {
-        self.token.renew_at <= now
-    }
-
-    /// Whether its key is still good in `bundle`: not tainted.
-    #[must_use]
-    pub fn is_untainted(&self, bundle: &Bundle) -> bool {
-        !is_tainted(self.svid(), bundle)
-    }
-
-    fn expires_at(&self) -> SystemTime {
-        from_unix(self.svid().expires_at())
-    }
-
-    /// Somebody gets it, as the `count`th use.
-    pub(super) fn touch(&self, count: u64) {
-        self.used.store(count, Ordering::Relaxed);
-    }
-
-    fn last_used(&self) -> u64 {
-        self.used.load(Ordering::Relaxed)
-    }
-
-    /// Whether somebody got it since it was received.
-    fn is_used(&self) -> bool {
-        self.last_used() > self.born
-    }
-}
-
-/// Whether the key of `svid` is tainted in `bundle`.
-pub(super) fn is_tainted(svid: &JwtSvid, bundle: &Bundle) -> bool {
-    let mut keys = bundle.jwt_authorities.iter();
-    keys.any(|key| key.tainted && key.key_id == svid.key_id())
-}
-
-/// Whether the key of `svid` is in `bundle`.
-fn knows(svid: &JwtSvid, bundle: &Bundle) -> bool {
-    let mut keys = bundle.jwt_authorities.iter();
-    keys.any(|key| key.key_id == svid.key_id())
 }
 
 /// A key's place: a token, a call for one, or both, and who waits.
@@ -256,11 +189,8 @@ impl<W: Waits> Table<W> {
         let urgency =
             Urgency::replacing_token(before.map(|before| before.expires_at()), receipt.now);
         let renew_at = renew_at(receipt.now, from_unix(svid.expires_at()), receipt.jitter);
-        let held = Arc::new(Held {
-            token: Arc::new(key.token(svid, renew_at)),
-            used: AtomicU64::new(used),
-            born: receipt.count,
-        });
+        let token = Arc::new(key.token(svid, renew_at));
+        let held = Arc::new(Held::new(token, used, receipt.count));
         slot.asked = false;
         slot.failures = 0;
         slot.retry_at = None;
@@ -288,13 +218,9 @@ impl<W: Waits> Table<W> {
             let key = Key::of(token);
             let entry = entry(&key.entry)
                 .filter(|entry| key.is_of(entry) && entry.spiffe_id == *token.svid.id());
-            let held = Arc::new(Held {
-                token: Arc::clone(token),
-                used: AtomicU64::new(1),
-                born: 0,
-            });
-            let is_good = bundle.is_some_and(|bundle| knows(&token.svid, bundle))
-                && bundle.is_some_and(|bundle| held.is_untainted(bundle));
+            let held = Arc::new(Held::new(Arc::clone(token), 1, 0));
+            let is_good = bundle
+                .is_some_and(|bundle| knows(&token.svid, bundle) && held.is_untainted(bundle));
             if let Some(entry) = entry.filter(|_| is_good && held.is_valid(now)) {
                 let slot = Slot {
                     held: Some(held),
@@ -302,10 +228,11 @@ impl<W: Waits> Table<W> {
                     ..Slot::new(entry)
                 };
                 self.slots.insert(key, slot);
-                self.changed(Urgency::Soon);
             }
         }
         self.evict(None);
+        // What was left out is to be left out of the file, too.
+        self.changed(Urgency::Soon);
     }
 
     /// A try failed. Who `stays` waits for the next one, after the returned pause; the others
