@@ -19,6 +19,9 @@ use vane_wire::vane::status::v1::{GetStatusRequest, GetStatusResponse};
 
 use super::Outcome;
 
+/// How often what nobody tells is looked at.
+const LOOK: Duration = Duration::from_millis(200);
+
 /// Whose clock is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Whose {
@@ -97,13 +100,14 @@ async fn until(
     holds: impl Fn(&GetStatusResponse) -> bool,
 ) -> GetStatusResponse {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    let mut looks = tokio::time::interval(LOOK);
     loop {
+        looks.tick().await;
         let status = status(channel).await;
         if holds(&status) {
             return status;
         }
         assert!(tokio::time::Instant::now() < deadline, "{what}: {status:?}");
-        tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 
@@ -205,10 +209,11 @@ async fn agent_lives(local: &Channel) -> bool {
 async fn assert_served(agent: &Agent, path: &str) {
     let wanted = spiffe_id(path);
     let valid = async {
+        let mut looks = tokio::time::interval(LOOK);
         loop {
+            looks.tick().await;
             let mut stream = agent.workload().await.watch().await.unwrap();
             let Ok(message) = stream.until(|ids| ids.contains(&wanted)).await else {
-                tokio::time::sleep(Duration::from_millis(200)).await;
                 continue;
             };
             let now = System.now();
@@ -216,7 +221,6 @@ async fn assert_served(agent: &Agent, path: &str) {
             if is_valid {
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(200)).await;
         }
     };
     tokio::time::timeout(Duration::from_secs(60), valid)

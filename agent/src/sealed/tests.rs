@@ -323,12 +323,13 @@ impl Running {
     }
 
     async fn until(&self, holds: impl Fn(&Counters) -> bool) {
-        let looks = async {
+        let mut looks = tokio::time::interval(Duration::from_millis(1));
+        let kept = async {
             while !holds(&self.counters) {
-                tokio::time::sleep(Duration::from_millis(1)).await;
+                looks.tick().await;
             }
         };
-        soon(looks).await;
+        soon(kept).await;
     }
 }
 

@@ -116,7 +116,9 @@ impl Target {
             Err(why) => return unsent(why),
         };
         let deadline = Instant::now() + PATIENCE;
+        let mut asks = tokio::time::interval(ASK_EVERY);
         let (answer, got) = loop {
+            asks.tick().await;
             let answer = if method.is_watch() {
                 caller.first(&method.path, messages[0].clone()).await
             } else {
@@ -127,7 +129,6 @@ impl Target {
             if wanted.is_none_or(|wanted| has(&answer, &got, wanted)) || Instant::now() > deadline {
                 break (answer, got);
             }
-            tokio::time::sleep(ASK_EVERY).await;
         };
         if let Some(first) = got.first() {
             inputs.keep(&request.name, as_it_is(first));
