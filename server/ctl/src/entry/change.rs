@@ -56,18 +56,15 @@ impl Create {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let wanted = self.fields.read(self.node)?;
         let mut client = entries(self.server.connect().await?);
-        let mut all = wire::BatchCreateEntryResponse {
-            results: Vec::new(),
-        };
-        for batch in wanted.chunks(BATCH) {
+        let create = async |entries| {
             let message = wire::BatchCreateEntryRequest {
-                entries: batch.to_vec(),
+                entries,
                 output_mask: None,
             };
-            let answered = answer(client.batch_create_entry(request(message)).await)?;
-            all.results.extend(answered.results);
-            progress(all.results.len(), wanted.len());
-        }
+            Ok(answer(client.batch_create_entry(request(message)).await)?.results)
+        };
+        let results = in_batches(&wanted, create).await?;
+        let all = wire::BatchCreateEntryResponse { results };
         if self.server.json() {
             output::json(&all)?;
         }
@@ -88,19 +85,16 @@ impl Update {
                 .hint("`vane entry list` shows the IDs"));
         }
         let mut client = entries(self.server.connect().await?);
-        let mut all = wire::BatchUpdateEntryResponse {
-            results: Vec::new(),
-        };
-        for batch in wanted.chunks(BATCH) {
+        let update = async |entries| {
             let message = wire::BatchUpdateEntryRequest {
-                entries: batch.to_vec(),
+                entries,
                 input_mask: None,
                 output_mask: None,
             };
-            let answered = answer(client.batch_update_entry(request(message)).await)?;
-            all.results.extend(answered.results);
-            progress(all.results.len(), wanted.len());
-        }
+            Ok(answer(client.batch_update_entry(request(message)).await)?.results)
+        };
+        let results = in_batches(&wanted, update).await?;
+        let all = wire::BatchUpdateEntryResponse { results };
         if self.server.json() {
             output::json(&all)?;
         }
@@ -110,6 +104,19 @@ impl Update {
         });
         report("update", items, &wanted, self.server.json())
     }
+}
+
+/// Has `wanted` changed, [`BATCH`] at a time; what became of each.
+async fn in_batches<T: Clone, R>(
+    wanted: &[T],
+    mut change: impl AsyncFnMut(Vec<T>) -> Result<Vec<R>, Failure>,
+) -> Result<Vec<R>, Failure> {
+    let mut results = Vec::with_capacity(wanted.len());
+    for batch in wanted.chunks(BATCH) {
+        results.extend(change(batch.to_vec()).await?);
+        progress(results.len(), wanted.len());
+    }
+    Ok(results)
 }
 
 /// Long work says how far it is, on standard error when people watch.
@@ -186,17 +193,12 @@ impl Delete {
             None => self.entry_id.clone(),
         };
         let mut client = entries(self.server.connect().await?);
-        let mut all = wire::BatchDeleteEntryResponse {
-            results: Vec::new(),
+        let delete = async |ids| {
+            let message = wire::BatchDeleteEntryRequest { ids };
+            Ok(answer(client.batch_delete_entry(request(message)).await)?.results)
         };
-        for batch in ids.chunks(BATCH) {
-            let message = wire::BatchDeleteEntryRequest {
-                ids: batch.to_vec(),
-            };
-            let answered = answer(client.batch_delete_entry(request(message)).await)?;
-            all.results.extend(answered.results);
-            progress(all.results.len(), ids.len());
-        }
+        let results = in_batches(&ids, delete).await?;
+        let all = wire::BatchDeleteEntryResponse { results };
         if self.server.json() {
             output::json(&all)?;
         }
