@@ -30,7 +30,7 @@ use wire::{
     Challenge, EcdsaSignature, Evidence, Nonce, Response, RsaSignature, json, nonce, parse,
 };
 
-pub use config::{Mode, ProverConfig, VerifierConfig};
+pub use config::{Elsewhere, Mode, ProverConfig, VerifierConfig};
 
 const NAME: &str = "x509pop";
 /// What a path template may name.

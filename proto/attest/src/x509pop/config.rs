@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::ProveError;
 use crate::chain::Root;
@@ -23,6 +24,21 @@ pub struct ProverConfig {
     /// Further intermediates, PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intermediates_path: Option<PathBuf>,
+    /// SPIRE's key for the Workload API of another agent; refused.
+    #[serde(default, skip_serializing)]
+    pub spiffe_endpoint_socket: Option<Elsewhere>,
+}
+
+/// Something that is done in another way: every value is refused with the text that says how.
+#[derive(Debug, Clone, Serialize)]
+pub enum Elsewhere {}
+
+impl<'de> Deserialize<'de> for Elsewhere {
+    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        Err(D::Error::custom(
+            "spiffe_endpoint_socket is not served: let `vane svid watch --write DIR` keep the SVID in files, and name DIR/svid.key as private_key_path and DIR/svid.pem as certificate_path",
+        ))
+    }
 }
 
 /// Which nodes the server takes, and what it calls them.

@@ -6,6 +6,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
     SanType, SerialNumber, SignatureAlgorithm,
 };
+use serde::Deserialize as _;
 use tempfile::TempDir;
 use vane_chassis::clock::{Clock as _, System};
 use vane_identity::bundle::{Bundle, X509Authority};
@@ -64,6 +65,7 @@ impl Files {
             private_key_path: dir.path().join("key.pem"),
             certificate_path: dir.path().join("cert.pem"),
             intermediates_path: None,
+            spiffe_endpoint_socket: None,
         };
         std::fs::write(&config.private_key_path, key.serialize_pem()).unwrap();
         std::fs::write(&config.certificate_path, chain.concat()).unwrap();
@@ -502,4 +504,13 @@ async fn what_a_node_cannot_prove_itself_with_is_named_with_its_file() {
     std::fs::remove_file(&files.prover.config.certificate_path).unwrap();
     let error = files.prover.evidence().await.unwrap_err().to_string();
     assert!(error.starts_with("cannot read "), "{error}");
+}
+
+#[test]
+fn another_agents_socket_is_refused_with_the_way_to_use_its_svid() {
+    let mut config = serde_json::json!({"private_key_path": "k", "certificate_path": "c"});
+    assert!(ProverConfig::deserialize(&config).is_ok());
+    config["spiffe_endpoint_socket"] = "unix:///run/vane/agent.sock".into();
+    let refused = ProverConfig::deserialize(&config).unwrap_err().to_string();
+    assert!(refused.contains("svid watch --write"), "{refused}");
 }
