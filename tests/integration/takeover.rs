@@ -5,13 +5,13 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vane_chassis::clock::{Clock as _, System};
-use vane_tests::admin::unix_channel;
+use vane_tests::admin::{entry, unix_channel};
 use vane_tests::fetches::{fetch, through_take_overs, world};
 use vane_tests::handshakes::Storm;
 use vane_tests::process::within;
 use vane_tests::sample;
 use vane_tests::workload::{Workload, verify};
-use vane_tests::world::{Agent, read};
+use vane_tests::world::{Agent, Options, World, own_selector, read, spiffe_id};
 use vane_wire::spire::agent::debug::v1::GetInfoRequest;
 use vane_wire::spire::agent::debug::v1::debug_client::DebugClient;
 
@@ -62,6 +62,23 @@ async fn a_call_that_waits_for_the_server_is_answered_by_the_agent_that_it_asked
     let (answer, (_agent, ended), ()) = tokio::join!(workload.jwt("web"), agent.replace(), goes_on);
     assert_eq!(answer.unwrap().svids.len(), 1);
     assert_eq!(ended, Some(0));
+}
+
+/// Its own SVID ended while the server was away: it tries to attest all the time, and gives that
+/// up for a successor.
+#[tokio::test]
+async fn an_agent_that_is_attesting_hands_over() {
+    let mut world = World::with(Options::default().server("agent_ttl = \"4s\"")).await;
+    let agent = world.agent("agent").await;
+    let own = entry(&spiffe_id("/w"), &agent.id, &[&own_selector()]);
+    world.admin().await.create(own).await;
+    fetch(&agent.socket).await.unwrap();
+    world.kill_server().await;
+    let attests = || agent.log().contains("not attested yet");
+    sample::until("it attests anew", attests).await;
+    let (agent, ended) = agent.replace().await;
+    assert_eq!(ended, Some(0), "{}", agent.log());
+    fetch(&agent.socket).await.unwrap();
 }
 
 #[tokio::test]
