@@ -3,7 +3,7 @@
 //!
 //! Writes the modules that `src/generated.rs` includes, and `wire.bin`: the descriptors of
 //! what travels, which reflection serves. The records of `vane.store` and `vane.agent` are not in
-//! it, nor is what only the kubelet asks.
+//! it, nor is what only the kubelet asks, or what we only call.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -53,12 +53,14 @@ const SECRET_MESSAGES: [&str; 12] = [
     ".spire.api.server.agent.v1.CreateJoinTokenRequest",
 ];
 
-/// The packages of records, and of the sockets between kubelet and driver.
-const NOT_REFLECTED: [&str; 4] = [
+/// The packages of records, of the sockets between kubelet and driver, and of what we only call.
+const NOT_REFLECTED: [&str; 6] = [
     "vane.store.v1",
     "vane.agent.v1",
     "csi.v1",
     "pluginregistration",
+    "runtime.v1",
+    "runtime.v1alpha2",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -4,13 +4,13 @@
 //! find a dead peer. The identity is the one at the time of the handshake.
 
 use std::net::Ipv6Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tonic::transport::Endpoint;
 use tower::service_fn;
 
@@ -66,6 +66,18 @@ pub async fn unix(path: &Path) -> Result<Channel, tonic::transport::Error> {
         .connect_timeout(CONNECT)
         .connect()
         .await
+}
+
+/// A channel to a Unix socket, which is connected when it is first used.
+#[must_use]
+pub fn unix_lazy(path: PathBuf) -> Channel {
+    let connector = service_fn(move |_| {
+        let path = path.clone();
+        async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
+    });
+    Endpoint::from_static("http://localhost")
+        .connect_timeout(CONNECT)
+        .connect_with_connector_lazy(connector)
 }
 
 /// Connects to a Workload API.

@@ -159,3 +159,13 @@ pub mod csi {
 pub mod pluginregistration {
     tonic::include_proto!("pluginregistration");
 }
+
+/// `runtime`: the Container Runtime Interface of Kubernetes, in both versions that runtimes speak.
+pub mod runtime {
+    pub mod v1 {
+        tonic::include_proto!("runtime.v1");
+    }
+    pub mod v1alpha2 {
+        tonic::include_proto!("runtime.v1alpha2");
+    }
+}

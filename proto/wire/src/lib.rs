@@ -21,4 +21,4 @@ pub mod status;
 pub mod json;
 
 pub use descriptor::{FILE_DESCRIPTOR_SET, descriptor_pool};
-pub use generated::{csi, envoy, google, pluginregistration, spire, vane, workload};
+pub use generated::{csi, envoy, google, pluginregistration, runtime, spire, vane, workload};
