@@ -270,9 +270,11 @@ impl Parts {
             tenure: self.tenure.clone(),
             counters: counters.clone(),
         };
+        let attestors = self.attestors(&metrics).await?;
         let vitals = Arc::new(Vitals {
             clock: Arc::clone(&self.clock),
             started,
+            attestors: attestors.clone(),
             own: shown_own.clone(),
             reader: reader.clone(),
             counters: counters.clone(),
@@ -291,6 +293,13 @@ impl Parts {
         tasks.spawn("cache", cache.run(stop.clone()));
         tasks.spawn("JWT cache", jwt_cache.run(stop.clone()));
         tasks.spawn("own SVID", renewal.run(own, stop.clone()));
+        tasks.spawn("workload attestors", {
+            let attestors = attestors.clone().run(stop.clone());
+            async move {
+                attestors.await;
+                Ok::<(), std::convert::Infallible>(())
+            }
+        });
         tasks.spawn(
             "bundle",
             follow_bundle(
@@ -311,7 +320,7 @@ impl Parts {
         }
         let source = Arc::new(Source {
             reader: reader.clone(),
-            attestors: self.attestors().await?,
+            attestors,
             clock: Arc::clone(&self.clock),
             patience: PATIENCE,
             counters,
@@ -412,9 +421,10 @@ impl Parts {
         }))
     }
 
-    async fn attestors(&self) -> anyhow::Result<Attestors> {
+    async fn attestors(&self, metrics: &Metrics) -> anyhow::Result<Attestors> {
         let deps = Deps {
             clock: Arc::clone(&self.clock),
+            metrics: metrics.clone(),
         };
         let mut attestors = Vec::new();
         for section in &self.config.workload_attestor {

@@ -38,6 +38,8 @@ pub struct Snapshot {
     pub error: Option<String>,
     /// What could not be kept.
     pub disk: Option<DiskTrouble>,
+    /// What keeps workload attestors from finding out what they should.
+    pub attestors: Vec<String>,
     /// Milliseconds that this node's clock is ahead of the server's.
     pub skew_ms: Option<i64>,
     /// The last jump of the clock, and how long ago it was noticed; left out once it is old.
@@ -52,6 +54,7 @@ pub fn judge(snapshot: &Snapshot) -> Vec<Finding> {
     found.extend(upstream(snapshot));
     found.extend(stale(snapshot.heard));
     found.extend(snapshot.disk.as_ref().map(disk));
+    found.extend(snapshot.attestors.iter().map(|what| attestor(what)));
     found.extend(clock(snapshot));
     found
 }
@@ -101,6 +104,11 @@ fn disk(trouble: &DiskTrouble) -> Finding {
     Finding::new(Fault::DiskFull, Harm::Degraded, detail, next)
 }
 
+fn attestor(what: &str) -> Finding {
+    let next = "mend what it asks, or its section [[workload_attestor]]; it asks again by itself, and processes that it knows keep their identities meanwhile";
+    Finding::new(Fault::AttestorGone, Harm::Degraded, what, next)
+}
+
 fn clock(snapshot: &Snapshot) -> Option<Finding> {
     let next = "correct the clock that is wrong (chronyc tracking on both); SVIDs may seem over or not yet valid meanwhile";
     if let Some(ms) = snapshot.skew_ms.filter(|ms| ms.unsigned_abs() > SKEW_MS) {
@@ -133,6 +141,7 @@ mod tests {
             heard: secs(3),
             error: None,
             disk: None,
+            attestors: Vec::new(),
             skew_ms: Some(-20),
             jump: None,
         }
@@ -142,7 +151,7 @@ mod tests {
     /// be sent (`/ready`).
     #[test]
     fn each_fault_has_its_verdict() {
-        use Fault::{CaExpired, ClockJump, DiskFull, NoUpstream, Stale};
+        use Fault::{AttestorGone, CaExpired, ClockJump, DiskFull, NoUpstream, Stale};
         let with = |change: &dyn Fn(&mut Snapshot)| {
             let mut snapshot = well();
             change(&mut snapshot);
@@ -159,7 +168,7 @@ mod tests {
             let text = "no".to_owned();
             Some(DiskTrouble { text, full })
         };
-        let table: [(&str, Snapshot, &[Fault], bool); 13] = [
+        let table: [(&str, Snapshot, &[Fault], bool); 14] = [
             ("well", well(), &[], true),
             (
                 "own SVID over",
@@ -192,6 +201,12 @@ mod tests {
                 "disk closed",
                 with(&|s| s.disk = trouble(false)),
                 &[DiskFull],
+                true,
+            ),
+            (
+                "no kubelet",
+                with(&|s| s.attestors.push("the kubelet is away".to_owned())),
+                &[AttestorGone],
                 true,
             ),
             (

@@ -21,6 +21,7 @@ use crate::counters::Counters;
 use crate::health::{self, Snapshot};
 use crate::own_svid::{Disk, OwnSvid};
 use crate::sealed::Vault;
+use crate::workload::Attestors;
 
 /// The parts that are looked at.
 pub struct Vitals {
@@ -38,6 +39,8 @@ pub struct Vitals {
     pub disk: Arc<Disk>,
     /// What is kept for the workloads over a restart, where it is.
     pub vault: Option<Arc<Vault>>,
+    /// Those that tell processes apart.
+    pub attestors: Attestors,
 }
 
 impl Vitals {
@@ -56,6 +59,7 @@ impl Vitals {
             heard: monotonic.saturating_duration_since(sync.heard.unwrap_or(self.started)),
             error: sync.error,
             disk: self.disk.trouble().or_else(sealed),
+            attestors: self.attestors.troubles(),
             skew_ms: sync.skew_ms,
             jump: self.clock.jumps().recent(monotonic),
         }

@@ -22,12 +22,12 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use super::connection::Connector;
 use super::end::End;
-use super::updates::Source;
+use super::updates::{Source, is_attesting, is_open};
 use crate::counters::Refused;
 use crate::issue::jwt::JwtIssueError;
 use crate::jwt::{Audience, Refusal, Wish};
 use crate::snapshot::{Snapshot, Standing};
-use crate::workload::Outcome;
+use crate::workload::{Attestation, Outcome};
 
 /// Tokens of one call that are asked for at the same time.
 const AT_ONCE: usize = 16;
@@ -49,22 +49,18 @@ pub(crate) async fn fetch(
     };
     let _place = connector.place()?;
     let _waits = source.unanswered.one();
-    let outcome = source
-        .attestors
-        .attest(&connector.peer, &connector.facts)
-        .await;
+    let mut caller = Caller::attest(&source, &connector).await;
     let end = Instant::now() + source.patience;
     loop {
         let snapshot = source.reader.newest();
         End::overdue(&snapshot)?;
-        let entries = entries(&snapshot, &outcome, id.as_ref());
+        let outcome = caller.attestation.outcome();
+        let entries = entries(&snapshot, outcome, id.as_ref());
         if entries.is_empty() {
-            // The server may know one.
-            let is_open = snapshot.standing() == Standing::Unconfirmed;
-            if is_open && timeout_at(end, source.reader.confirmed()).await.is_ok() {
+            if is_open(&snapshot, outcome) && caller.hears_more(&snapshot, end).await {
                 continue;
             }
-            return Err(End::nothing(&snapshot, &outcome));
+            return Err(End::nothing(&snapshot, caller.attestation.outcome()));
         }
         let left = end.saturating_duration_since(Instant::now());
         let tokens = entries.iter().cloned().map(|entry| {
@@ -84,7 +80,7 @@ pub(crate) async fn fetch(
         let tokens: Result<Vec<JwtSvid>, Refusal> =
             stream::iter(tokens).buffered(AT_ONCE).try_collect().await;
         match tokens {
-            Ok(tokens) if is_current(&source, &snapshot, &outcome, id.as_ref(), &entries) => {
+            Ok(tokens) if caller.is_current(&snapshot, id.as_ref(), &entries).await => {
                 connector.recheck()?;
                 source.counters.messages.inc();
                 return Ok(response(&entries, &tokens));
@@ -107,16 +103,59 @@ fn entries(snapshot: &Snapshot, outcome: &Outcome, id: Option<&SpiffeId>) -> Vec
         .collect()
 }
 
-/// Whether `entries`, which matched in `snapshot`, are those that match now.
-fn is_current(
-    source: &Source,
-    snapshot: &Arc<Snapshot>,
-    outcome: &Outcome,
-    id: Option<&SpiffeId>,
-    before: &[Arc<Entry>],
-) -> bool {
-    let newest = source.reader.newest();
-    Arc::ptr_eq(&newest, snapshot) || entries(&newest, outcome, id) == before
+/// Who calls, and what it was attested as.
+struct Caller<'a> {
+    source: &'a Source,
+    connector: &'a Connector,
+    attestation: Attestation,
+}
+
+impl<'a> Caller<'a> {
+    async fn attest(source: &'a Source, connector: &'a Connector) -> Self {
+        let (peer, facts) = (&connector.peer, &connector.facts);
+        Self {
+            source,
+            connector,
+            attestation: source.attestors.attest(peer, facts).await,
+        }
+    }
+
+    /// Waits until the server or an attestor has told more; false when `end` comes first.
+    async fn hears_more(&mut self, snapshot: &Snapshot, end: Instant) -> bool {
+        let unconfirmed = snapshot.standing() == Standing::Unconfirmed;
+        let more = async {
+            tokio::select! {
+                () = self.source.reader.confirmed(), if unconfirmed => {}
+                () = self.attestation.changed() => {}
+            }
+        };
+        let heard = timeout_at(end, more).await.is_ok();
+        self.refresh().await;
+        heard
+    }
+
+    async fn refresh(&mut self) {
+        if self.attestation.is_old() {
+            let (peer, facts) = (&self.connector.peer, &self.connector.facts);
+            let attestors = &self.source.attestors;
+            self.attestation.renew(attestors, peer, facts).await;
+        }
+    }
+
+    /// Whether `before`, which matched in `snapshot`, are the entries that match now.
+    async fn is_current(
+        &mut self,
+        snapshot: &Arc<Snapshot>,
+        id: Option<&SpiffeId>,
+        before: &[Arc<Entry>],
+    ) -> bool {
+        let newest = self.source.reader.newest();
+        if Arc::ptr_eq(&newest, snapshot) && !self.attestation.is_old() {
+            return true;
+        }
+        self.refresh().await;
+        entries(&newest, self.attestation.outcome(), id) == before
+    }
 }
 
 fn failed(refusal: &Refusal) -> End {
@@ -169,22 +208,28 @@ pub(crate) async fn validate(
         return Err(End::invalid("svid must be specified"));
     }
     let _place = connector.place()?;
-    let outcome = source
-        .attestors
-        .attest(&connector.peer, &connector.facts)
-        .await;
-    let snapshot = source.reader.newest();
-    End::overdue(&snapshot)?;
-    let matches = snapshot.matches(&outcome);
-    let bundle = |trust_domain: &_| snapshot.bundle_for(&matches, trust_domain);
-    let now = source.clock.now();
-    let verified = match JwtSvid::verify(&token, &request.audience, bundle, now) {
-        Ok(verified) => verified,
-        // The entry that federates with it may be one of those that cannot be told to match.
-        Err(JwtError::NoBundle(_)) if snapshot.may_match(&outcome) => {
-            return Err(End::nothing(&snapshot, &outcome));
+    let mut caller = Caller::attest(&source, &connector).await;
+    let end = Instant::now() + source.patience;
+    let (snapshot, verified) = loop {
+        let snapshot = source.reader.newest();
+        End::overdue(&snapshot)?;
+        let outcome = caller.attestation.outcome();
+        let matches = snapshot.matches(outcome);
+        let bundle = |trust_domain: &_| snapshot.bundle_for(&matches, trust_domain);
+        let now = source.clock.now();
+        match JwtSvid::verify(&token, &request.audience, bundle, now) {
+            Ok(verified) => break (snapshot, verified),
+            // The entry that federates with it may be one of those that cannot be told to match.
+            Err(JwtError::NoBundle(_)) if is_attesting(&snapshot, outcome) => {
+                if !caller.hears_more(&snapshot, end).await {
+                    return Err(End::nothing(&snapshot, caller.attestation.outcome()));
+                }
+            }
+            Err(JwtError::NoBundle(_)) if snapshot.may_match(outcome) => {
+                return Err(End::nothing(&snapshot, outcome));
+            }
+            Err(error) => return Err(End::invalid(error.to_string())),
         }
-        Err(error) => return Err(End::invalid(error.to_string())),
     };
     connector.recheck()?;
     source.counters.messages.inc();

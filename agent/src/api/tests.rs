@@ -9,6 +9,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 use vane_chassis::builtin::{Section, open_section};
 use vane_chassis::clock::System;
+use vane_chassis::metrics::Metrics;
 use vane_chassis::unix_listener::Socket;
 use vane_identity::bundle::Bundle;
 use vane_identity::entry::Entry;
@@ -25,8 +26,9 @@ use crate::counters::Counters;
 use crate::limits::{Bounds, Limits};
 use crate::peer::PeerPidfd;
 use crate::testing::{Fake, Running, SOON, Session, TTL, connect, entry, soon};
-use crate::workload::{Attestors, BUILTINS, Deps};
+use crate::workload::{Attestors, BUILTINS, Deps, WorkloadAttestor};
 
+mod attested;
 mod jwt;
 
 const BOUNDS: crate::jwt::Bounds = crate::jwt::Bounds {
@@ -56,7 +58,23 @@ impl World {
     }
 
     /// One whose callers have `patience`.
-    async fn of(mut fake: Fake, entries: &[Entry], patience: Duration) -> Self {
+    async fn of(fake: Fake, entries: &[Entry], patience: Duration) -> Self {
+        let deps = Deps {
+            clock: Arc::new(System),
+            metrics: Metrics::new("vane_agent", "0"),
+        };
+        let unix = Section::new("unix", toml::Table::new());
+        let unix = open_section(BUILTINS, &unix, &deps).await.unwrap();
+        Self::attested(fake, entries, patience, unix).await
+    }
+
+    /// One whose callers are attested by `attestor`.
+    async fn attested(
+        mut fake: Fake,
+        entries: &[Entry],
+        patience: Duration,
+        attestor: Arc<dyn WorkloadAttestor>,
+    ) -> Self {
         let mut running = fake.cache();
         let session = fake.session().await;
         let bundle = fake.bundle(false);
@@ -66,14 +84,10 @@ impl World {
         running.in_sync().await;
 
         let counters = Counters::default();
-        let deps = Deps {
-            clock: Arc::new(System),
-        };
-        let unix = Section::new("unix", toml::Table::new());
         let source = Source {
             unanswered: Unanswered::default(),
             reader: running.reader.clone(),
-            attestors: Attestors::new(vec![open_section(BUILTINS, &unix, &deps).await.unwrap()]),
+            attestors: Attestors::new(vec![attestor]),
             clock: Arc::<vane_chassis::clock::Manual>::clone(&fake.clock),
             patience,
             counters: counters.clone(),

@@ -1,7 +1,8 @@
 //! One stream of the Workload API: who asks, what matches, and a message at each change.
 //!
 //! The process is checked again before every message and every 30 s; the stream ends when it
-//! is no longer what connected. A message is a complete state; one that equals the last is
+//! is no longer what connected. What attestors say is asked anew when they say so, and sent or
+//! taken back at once. A message is a complete state; one that equals the last is
 //! not sent again (D-13).
 
 use std::collections::BTreeSet;
@@ -25,7 +26,7 @@ use crate::counters::Counters;
 use crate::jwt::Tokens;
 use crate::limits::StreamGuard;
 use crate::snapshot::{Kind, Matches, Snapshot, Standing};
-use crate::workload::{Attestors, Outcome};
+use crate::workload::{Attestation, Attestors, Outcome, Soon};
 
 /// How often a silent stream's process is checked.
 const RECHECK: Duration = Duration::from_secs(30);
@@ -52,7 +53,7 @@ struct Updates {
     source: Arc<Source>,
     connector: Arc<Connector>,
     kind: Kind,
-    outcome: Outcome,
+    attestation: Attestation,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     /// The hash of the last message.
     sent: Option<u64>,
@@ -83,7 +84,7 @@ pub(crate) async fn open(
         .place()
         .map_err(|end| end.count(&source.counters))?;
     let waits = source.unanswered.one();
-    let outcome = source
+    let attestation = source
         .attestors
         .attest(&connector.peer, &connector.facts)
         .await;
@@ -96,7 +97,7 @@ pub(crate) async fn open(
         source,
         connector,
         kind,
-        outcome,
+        attestation,
         snapshots,
         sent: None,
         granted: Box::default(),
@@ -131,6 +132,13 @@ impl Updates {
                         None => Err(not_yet()),
                     };
                 }
+                () = self.attestation.changed() => {
+                    let (peer, facts) = (&connector.peer, &connector.facts);
+                    self.attestation.renew(&self.source.attestors, peer, facts).await;
+                    if let Some(message) = self.take(false)? {
+                        return self.send(message);
+                    }
+                }
                 _ = recheck.tick() => self.connector.recheck()?,
                 () = connector.peer.exited() => return Err(End::changed("the process that connected has ended".to_owned())),
             }
@@ -141,14 +149,13 @@ impl Updates {
     fn take(&mut self, impatient: bool) -> Result<Option<Bytes>, End> {
         let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
         End::overdue(&snapshot)?;
-        let matches = snapshot.matches(&self.outcome);
+        let outcome = self.attestation.outcome();
+        let matches = snapshot.matches(outcome);
         if matches.is_empty() {
-            // The server may know one.
-            let is_open = snapshot.standing() == Standing::Unconfirmed;
-            if is_open && self.sent.is_none() && !impatient {
+            if is_open(&snapshot, outcome) && self.sent.is_none() && !impatient {
                 return Ok(None);
             }
-            return Err(End::nothing(&snapshot, &self.outcome));
+            return Err(End::nothing(&snapshot, outcome));
         }
         // An identity that is gone is taken back at once, whatever else is on its way.
         let withdrawn = self.is_withdrawn(&snapshot, &matches);
@@ -190,6 +197,21 @@ impl Updates {
         self.waits = None;
         self.source.counters.messages.inc();
         Ok(message)
+    }
+}
+
+/// Whether an entry may match soon where none does now: the server may know one, or the attestors
+/// have not said all.
+pub(super) fn is_open(snapshot: &Snapshot, outcome: &Outcome) -> bool {
+    is_attesting(snapshot, outcome) || snapshot.standing() == Standing::Unconfirmed
+}
+
+/// Whether what the attestors will tell soon may let an entry match.
+pub(super) fn is_attesting(snapshot: &Snapshot, outcome: &Outcome) -> bool {
+    match outcome.soon() {
+        Soon::Nothing => false,
+        Soon::Unknown => snapshot.may_match(outcome),
+        Soon::Anything => true,
     }
 }
 

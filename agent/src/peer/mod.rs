@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-pub use procfs::{Ids, ReadError};
+pub use procfs::{Ids, ReadError, own_cgroup};
 
 /// `peer_pidfd`: what to do on a kernel without SO_PEERPIDFD (before Linux 6.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -92,6 +92,18 @@ pub(super) fn cgroup(dir: &OwnedFd) -> Result<String, ReadError> {
     String::from_utf8(read(dir, "cgroup")?).map_err(|_| ReadError::Form { file: "cgroup" })
 }
 
+/// The cgroup file of this process.
+///
+/// # Errors
+/// [`ReadError`].
+pub fn own_cgroup() -> Result<String, ReadError> {
+    const FILE: &str = "cgroup";
+    let text = File::open("/proc/self/cgroup")
+        .and_then(read_all)
+        .map_err(|source| ReadError::Io { file: FILE, source })?;
+    String::from_utf8(text).map_err(|_| ReadError::Form { file: FILE })
+}
+
 /// The file that the process executes, whatever its name has become.
 pub(super) fn exe(dir: &OwnedFd) -> Result<FileStat, ReadError> {
     fstatat(dir, "exe", AtFlags::empty()).map_err(|error| ReadError::Io {

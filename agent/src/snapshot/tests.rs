@@ -75,7 +75,7 @@ fn snapshot(entries: Vec<Served>) -> Snapshot {
 fn outcome(selectors: &[&str]) -> Outcome {
     let known = Attested {
         selectors: selectors.iter().map(|text| text.parse().unwrap()).collect(),
-        unknown: Vec::new(),
+        ..Attested::default()
     };
     [known].into_iter().collect()
 }
@@ -219,6 +219,7 @@ fn what_is_not_known_now_may_still_match() {
             kind: "unix",
             prefix: "user:",
         }],
+        ..Attested::default()
     };
     let partly: Outcome = [partly].into_iter().collect();
     assert!(snapshot.matches(&partly).is_empty());

@@ -9,6 +9,7 @@
 //!
 //! A new attestor: one file here, one row in [`BUILTINS`].
 
+mod k8s;
 mod outcome;
 mod unix;
 
@@ -17,27 +18,34 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::future::join_all;
+use futures_util::future::{join_all, select_all};
+use tokio::sync::watch;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use vane_chassis::builtin::{Row, row};
 use vane_chassis::clock::Clock;
+use vane_chassis::metrics::Metrics;
 
 use crate::peer::{PeerProcess, ProcessFacts};
 
-pub use outcome::{Attested, Match, Outcome, Unknown};
+pub use k8s::{K8sConfig, PodSource};
+pub use outcome::{Attested, Match, Outcome, Soon, Unknown};
 pub use unix::UnixConfig;
 
 /// So long an attestor may take; then all its selectors are unknown.
 pub const DEADLINE: Duration = Duration::from_secs(5);
 
 /// The attestors that there are.
-pub const BUILTINS: &[Row<dyn WorkloadAttestor, Deps>] = &[row::<unix::Unix, _, _>()];
+pub const BUILTINS: &[Row<dyn WorkloadAttestor, Deps>] =
+    &[row::<unix::Unix, _, _>(), row::<k8s::K8s, _, _>()];
 
 /// What attestors are made from.
 #[derive(Clone)]
 pub struct Deps {
     /// For the age of cached names.
     pub clock: Arc<dyn Clock>,
+    /// Where attestors show what they count.
+    pub metrics: Metrics,
 }
 
 /// Finds selectors of one type for a process.
@@ -56,6 +64,20 @@ pub trait WorkloadAttestor: Send + Sync + fmt::Debug {
         peer: &PeerProcess,
         facts: &ProcessFacts,
     ) -> Result<Attested, AttestError>;
+
+    /// A generation that moves when [`attest`](Self::attest) may say something else of a process
+    /// with these facts. None: it never does, as long as the facts stay.
+    fn follow(&self, _facts: &ProcessFacts) -> Option<watch::Receiver<u64>> {
+        None
+    }
+
+    /// What it has to do besides answering, until `stop`.
+    async fn run(&self, _stop: CancellationToken) {}
+
+    /// What keeps it from finding out what it should, in one sentence.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Why an attestor knows nothing of a process.
@@ -86,15 +108,82 @@ impl Attestors {
         Self(attestors.into())
     }
 
-    /// Asks all of them at once. Never fails: what is not known is in the outcome.
-    pub async fn attest(&self, peer: &PeerProcess, facts: &ProcessFacts) -> Outcome {
-        let answers = join_all(
-            self.0
-                .iter()
-                .map(|attestor| ask(attestor.as_ref(), peer, facts)),
-        )
-        .await;
-        answers.into_iter().collect()
+    /// Asks all of them at once, and follows what they say. Never fails: what is not known is in
+    /// the outcome.
+    pub async fn attest(&self, peer: &PeerProcess, facts: &ProcessFacts) -> Attestation {
+        // Followed first, so that no change falls between.
+        let generations = self.0.iter().filter_map(|one| one.follow(facts));
+        let mut attestation = Attestation {
+            generations: generations.collect(),
+            outcome: Outcome::default(),
+        };
+        attestation.renew(self, peer, facts).await;
+        attestation
+    }
+
+    /// What attestors do besides answering, until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        join_all(self.0.iter().map(|one| one.run(stop.clone()))).await;
+    }
+
+    /// What keeps them from finding out what they should.
+    #[must_use]
+    pub fn troubles(&self) -> Vec<String> {
+        self.0.iter().filter_map(|one| one.trouble()).collect()
+    }
+
+    async fn outcome(&self, peer: &PeerProcess, facts: &ProcessFacts) -> Outcome {
+        let answers = self.0.iter().map(|one| ask(one.as_ref(), peer, facts));
+        join_all(answers).await.into_iter().collect()
+    }
+}
+
+/// What a process was attested as, and whether that may have changed since.
+#[derive(Debug)]
+pub struct Attestation {
+    outcome: Outcome,
+    generations: Box<[watch::Receiver<u64>]>,
+}
+
+impl Attestation {
+    /// What is known, and what is not.
+    #[must_use]
+    pub fn outcome(&self) -> &Outcome {
+        &self.outcome
+    }
+
+    /// Resolves when [`renew`](Self::renew) may find something else; never, if no attestor can
+    /// tell. Cancel safe.
+    pub async fn changed(&mut self) {
+        if self.generations.is_empty() {
+            return std::future::pending().await;
+        }
+        let moved = self.generations.iter_mut().map(|one| Box::pin(moved(one)));
+        select_all(moved).await;
+    }
+
+    /// Whether [`changed`](Self::changed) would resolve now.
+    #[must_use]
+    pub fn is_old(&self) -> bool {
+        let mut generations = self.generations.iter();
+        generations.any(|one| one.has_changed().unwrap_or(false))
+    }
+
+    /// Asks anew.
+    pub async fn renew(&mut self, attestors: &Attestors, peer: &PeerProcess, facts: &ProcessFacts) {
+        for one in &mut self.generations {
+            one.mark_unchanged();
+        }
+        self.outcome = attestors.outcome(peer, facts).await;
+    }
+}
+
+/// Resolves when the generation moved since it was last marked, and stays so.
+async fn moved(generation: &mut watch::Receiver<u64>) {
+    match generation.changed().await {
+        Ok(()) => generation.mark_changed(),
+        // An attestor that is gone changes nothing any more.
+        Err(_) => std::future::pending().await,
     }
 }
 

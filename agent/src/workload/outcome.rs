@@ -28,6 +28,20 @@ pub struct Attested {
     pub selectors: Vec<Selector>,
     /// What could not be found out.
     pub unknown: Vec<Unknown>,
+    /// What will be told without being asked: the process's generation moves then.
+    pub soon: Soon,
+}
+
+/// What an attestor that was asked will tell soon.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Soon {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Some of what is unknown.
+    Unknown,
+    /// A newer answer, or that there is none: nobody should be denied before.
+    Anything,
 }
 
 impl Attested {
@@ -37,6 +51,7 @@ impl Attested {
         Self {
             selectors: Vec::new(),
             unknown: vec![Unknown { kind, prefix: "" }],
+            soon: Soon::Nothing,
         }
     }
 }
@@ -46,6 +61,7 @@ impl Attested {
 pub struct Outcome {
     known: SelectorSet,
     unknown: Vec<Unknown>,
+    soon: Soon,
 }
 
 /// Whether an entry's selectors match.
@@ -72,6 +88,12 @@ impl Outcome {
         &self.unknown
     }
 
+    /// What is on its way.
+    #[must_use]
+    pub fn soon(&self) -> Soon {
+        self.soon
+    }
+
     /// Whether `selectors`, of an entry, match.
     #[must_use]
     pub fn matches(&self, selectors: &SelectorSet) -> Match {
@@ -91,14 +113,16 @@ impl Outcome {
 
 impl FromIterator<Attested> for Outcome {
     fn from_iter<I: IntoIterator<Item = Attested>>(answers: I) -> Self {
-        let (mut known, mut unknown) = (Vec::new(), Vec::new());
+        let (mut known, mut unknown, mut soon) = (Vec::new(), Vec::new(), Soon::Nothing);
         for answer in answers {
+            soon = soon.max(answer.soon);
             known.extend(answer.selectors);
             unknown.extend(answer.unknown);
         }
         Self {
             known: known.into_iter().collect(),
             unknown,
+            soon,
         }
     }
 }
@@ -122,6 +146,7 @@ mod tests {
                 kind: "unix",
                 prefix: "user:",
             }],
+            soon: Soon::Nothing,
         };
         let outcome: Outcome = [unix, Attested::failed("k8s")].into_iter().collect();
         assert_eq!(outcome.matches(&set(&[("unix", "uid:7")])), Match::Yes);

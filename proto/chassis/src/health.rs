@@ -37,6 +37,8 @@ pub enum Fault {
     NoUpstream,
     /// The log of what is issued does not take anything.
     LogStuck,
+    /// What a workload attestor asks does not answer.
+    AttestorGone,
 }
 
 impl Fault {
@@ -52,6 +54,7 @@ impl Fault {
             Self::ClockJump => "clock_jump",
             Self::NoUpstream => "no_upstream",
             Self::LogStuck => "log_stuck",
+            Self::AttestorGone => "attestor_gone",
         }
     }
 }

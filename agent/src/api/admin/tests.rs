@@ -20,6 +20,7 @@ use crate::limits::{Bounds, Limits};
 use crate::own_svid::{Disk, OwnSvid};
 use crate::peer::PeerPidfd;
 use crate::testing::{Fake, connect, entry, own, soon};
+use crate::workload::Attestors;
 
 #[tokio::test]
 async fn the_debug_service_tells_what_the_agent_is_and_holds() {
@@ -54,6 +55,7 @@ async fn the_debug_service_tells_what_the_agent_is_and_holds() {
             private_dir(&fake.dir.path().join("data")).unwrap(),
             trust_domain,
         )),
+        attestors: Attestors::new(Vec::new()),
     };
     let folder = tempfile::tempdir().unwrap();
     let socket = Socket {

@@ -156,7 +156,8 @@ async fn a_name_service_that_hangs_makes_names_unknown_and_hides_nothing_else() 
     facts.groups = [].into();
     let (names, answer, _running) = hanging();
     let attestors = Attestors::new(vec![Arc::new(unix(UnixConfig::default(), names.clone()))]);
-    let outcome = attestors.attest(&peer, &facts).await;
+    let attestation = attestors.attest(&peer, &facts).await;
+    let outcome = attestation.outcome();
     let uid = format!("uid:{}", facts.uid.effective);
     assert_eq!(outcome.matches(&set(&[&uid])), Match::Yes);
     assert_eq!(outcome.matches(&set(&[&uid, "user:late"])), Match::Unknown);
@@ -176,9 +177,9 @@ async fn a_name_service_that_hangs_makes_names_unknown_and_hides_nothing_else() 
 async fn wait_for(attestors: &Attestors, peer: &PeerProcess, facts: &ProcessFacts) -> Outcome {
     let known = async {
         loop {
-            let outcome = attestors.attest(peer, facts).await;
-            if outcome.unknown().is_empty() {
-                return outcome;
+            let attestation = attestors.attest(peer, facts).await;
+            if attestation.outcome().unknown().is_empty() {
+                return attestation.outcome().clone();
             }
         }
     };
