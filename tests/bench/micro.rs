@@ -172,7 +172,7 @@ fn process() -> Outcome {
     let selectors = selectors.map(|value| Selector::new("unix", value).unwrap());
     let attested = Attested {
         selectors: selectors.to_vec(),
-        unknown: Vec::new(),
+        ..Attested::default()
     };
     [attested].into_iter().collect()
 }
