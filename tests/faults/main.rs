@@ -9,6 +9,7 @@ mod csi;
 mod full_disk;
 mod namespace;
 mod peer_storm;
+mod pods;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -47,6 +48,8 @@ enum Command {
         #[arg(long, hide = true)]
         inside: bool,
     },
+    /// The attestor of pods with real cgroups and a double of the kubelet; root only.
+    Pods,
     /// Replace an agent that a workload asks a hundred times a second.
     TakeOver {
         /// How often.
@@ -197,6 +200,12 @@ async fn main() -> ExitCode {
             tally.check("what is hostile", csi::hostile()).await;
             tally.check("a folder made anew", csi::made_anew()).await;
             tally.check("the start of the driver", csi::start()).await;
+        }
+        Command::Pods => {
+            tally.check("the life of a pod", pods::life()).await;
+            tally
+                .check("hostile names of cgroups", pods::hostile())
+                .await;
         }
         Command::TakeOver { times } => {
             tally.check("no fetch fails", take_overs(times)).await;

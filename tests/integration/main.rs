@@ -12,6 +12,7 @@ mod jwt;
 mod limits;
 mod mistakes;
 mod outage;
+mod pods;
 mod restart;
 mod rotate;
 mod store_faults;

@@ -1,7 +1,7 @@
 //! This process as a workload: raw calls of the Workload API.
 
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
@@ -97,6 +97,15 @@ impl SvidStream {
     /// The next message, or the status that ends the stream.
     pub async fn next(&mut self) -> Result<X509svidResponse, Status> {
         match within("a message of FetchX509SVID", self.0.message()).await? {
+            Some(message) => Ok(message),
+            None => Err(Status::ok("the stream ended")),
+        }
+    }
+
+    /// As [`SvidStream::next`], where that takes longer than things do otherwise.
+    pub async fn next_within(&mut self, longest: Duration) -> Result<X509svidResponse, Status> {
+        let next = tokio::time::timeout(longest, self.0.message()).await;
+        match next.unwrap_or_else(|_| panic!("no message within {longest:?}"))? {
             Some(message) => Ok(message),
             None => Err(Status::ok("the stream ended")),
         }

@@ -75,7 +75,8 @@ pub struct K8sConfig {
     /// `container-…` selectors need not wait for the kubelet. Who may open it is root on the node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cri_socket: Option<PathBuf>,
-    /// The kubelet's `--cgroup-root`, when it is not `/` and the agent does not run as a pod.
+    /// Where the kubelet's cgroups begin (its `--cgroup-root`), when that is not `/` and the agent
+    /// does not run as a pod: what stands before `kubepods` in /proc/PID/cgroup.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kubelet_cgroup_root: Option<String>,
     /// SPIRE's switch back to an older way; only `true` is possible.

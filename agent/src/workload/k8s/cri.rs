@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use prost::Message as _;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tonic::Code;
@@ -48,10 +49,23 @@ pub(super) struct Runtime {
     kept: Mutex<HashMap<ContainerId, (PodUid, Arc<Container>)>>,
 }
 
-/// What a runtime answers, in both versions.
+/// What a runtime answers.
 struct Answer {
     pod: Option<String>,
     container: Container,
+}
+
+impl From<v1::ContainerStatus> for Answer {
+    fn from(mut status: v1::ContainerStatus) -> Self {
+        Self {
+            pod: status.labels.remove(POD_UID),
+            container: Container {
+                name: status.metadata.unwrap_or_default().name,
+                image: status.image.unwrap_or_default().image,
+                image_id: status.image_ref,
+            },
+        }
+    }
 }
 
 impl Runtime {
@@ -96,37 +110,25 @@ impl Runtime {
         let request = v1::ContainerStatusRequest {
             container_id: id.as_str().to_owned(),
         };
-        let mut client =
-            RuntimeServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER);
+        let client = RuntimeServiceClient::new(self.channel.clone());
+        let mut client = client.max_decoding_message_size(MAX_ANSWER);
         let status = client.container_status(request).await?.into_inner().status;
-        let mut status = status.unwrap_or_default();
-        Ok(Answer {
-            pod: status.labels.remove(POD_UID),
-            container: Container {
-                name: status.metadata.unwrap_or_default().name,
-                image: status.image.unwrap_or_default().image,
-                image_id: status.image_ref,
-            },
-        })
+        Ok(status.unwrap_or_default().into())
     }
 
+    /// The messages of both versions are the same on the wire.
     async fn ask_v1alpha2(&self, id: &ContainerId) -> Result<Answer, tonic::Status> {
         use v1alpha2::runtime_service_client::RuntimeServiceClient;
         let request = v1alpha2::ContainerStatusRequest {
             container_id: id.as_str().to_owned(),
         };
-        let mut client =
-            RuntimeServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER);
+        let client = RuntimeServiceClient::new(self.channel.clone());
+        let mut client = client.max_decoding_message_size(MAX_ANSWER);
         let status = client.container_status(request).await?.into_inner().status;
-        let mut status = status.unwrap_or_default();
-        Ok(Answer {
-            pod: status.labels.remove(POD_UID),
-            container: Container {
-                name: status.metadata.unwrap_or_default().name,
-                image: status.image.unwrap_or_default().image,
-                image_id: status.image_ref,
-            },
-        })
+        let bytes = status.unwrap_or_default().encode_to_vec();
+        let status = v1::ContainerStatus::decode(bytes.as_slice());
+        let malformed = |error: prost::DecodeError| tonic::Status::internal(error.to_string());
+        Ok(status.map_err(malformed)?.into())
     }
 
     fn kept(&self, pod: &PodUid, id: &ContainerId) -> Option<Arc<Container>> {

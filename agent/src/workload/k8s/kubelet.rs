@@ -67,7 +67,10 @@ pub(super) async fn run(
                 begun.elapsed().max(MIN_PAUSE)
             }
             Err(error) => {
-                tracing::warn!(%error, "the kubelet does not tell its pods");
+                match table.trouble() {
+                    None => tracing::warn!(%error, "the kubelet does not tell its pods"),
+                    Some(_) => tracing::debug!(%error, "the kubelet still does not tell its pods"),
+                }
                 table.fail(error, covers);
                 backoff.next_delay().max(FAILED.0)
             }

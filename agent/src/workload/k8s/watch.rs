@@ -60,7 +60,14 @@ impl<S: Fn(&Place, &Pod) -> bool> Follower<'_, S> {
                 if again {
                     seen = None;
                 } else {
-                    tracing::warn!(%error, "the API server does not tell the pods of this node");
+                    match self.table.trouble() {
+                        None => {
+                            tracing::warn!(%error, "the API server does not tell the pods of this node");
+                        }
+                        Some(_) => {
+                            tracing::debug!(%error, "the API server still does not tell the pods of this node");
+                        }
+                    }
                     self.table.fail(error, u64::MAX);
                 }
                 let pause = backoff.next_delay();
