@@ -25,9 +25,11 @@ use vane_chassis::unix_listener::{Other, PREFACE_TIMEOUT};
 use crate::api::admin::{self, Services};
 use crate::api::{self, Connector, Source, Unanswered};
 use crate::cache::Reader;
+use crate::cgroup::Roots;
 use crate::config::Config;
 use crate::limits::{Bounds, Limits};
 use crate::own_svid::OwnSvid;
+use crate::peer::own_cgroup;
 use crate::sockets::{self, Retirement};
 use crate::takeover::{self, Estate, Passed, Start, Successor, Taken, WARM};
 use crate::tenure::{Lock, Tenure, Tried};
@@ -218,7 +220,9 @@ impl Front {
     pub(crate) fn open(&mut self, tasks: &mut Tasks, source: &Arc<Source>) -> anyhow::Result<()> {
         let agent = &self.config.agent;
         let bounds = Bounds::for_descriptors(self.descriptors);
-        let limits = Limits::new(bounds).shown(source.counters.connections.clone());
+        let limits = Limits::new(bounds)
+            .below(Roots::of_own(&own_cgroup()?))
+            .shown(source.counters.connections.clone());
         let listeners = sockets::public(
             agent,
             &limits,

@@ -2,6 +2,7 @@
 //!
 //! Groups of modules are layers, bottom first.
 
+pub mod cgroup;
 pub mod peer;
 pub mod pem;
 

@@ -4,7 +4,8 @@
 //! guard is dropped, whatever ends the connection, and a key without
 //! connections is forgotten, so the table is as large as what is open. Nobody
 //! can use up the places of another: a process has its own bound, and so have
-//! all processes of one user in one cgroup (a fork bomb is one customer).
+//! all processes of one pod, whatever users and cgroups it makes, and outside
+//! of pods those of one user in one cgroup (a fork bomb is one customer).
 //! It does not close or refuse anything itself.
 
 use std::collections::HashMap;
@@ -14,11 +15,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::metrics::gauge::Gauge;
 
+use crate::cgroup::{self, PodUid, Roots};
 use crate::peer::{ProcessFacts, ProcessKey};
 
 /// Connections of one connecting process.
 pub const PER_PROCESS: usize = 1_000;
-/// Connections of all processes of one user in one cgroup.
+/// Connections of one [`Customer`].
 pub const PER_GROUP: usize = 4_000;
 /// Streams open at once on one connection.
 pub const PER_CONNECTION_STREAMS: usize = 100;
@@ -30,7 +32,7 @@ pub const DESCRIPTORS: u64 = 3;
 pub struct Bounds {
     /// Connections of one process.
     pub per_process: usize,
-    /// Connections of one (uid, cgroup).
+    /// Connections of one [`Customer`].
     pub per_group: usize,
     /// Connections in all.
     pub total: usize,
@@ -64,6 +66,9 @@ pub enum OverLimit {
     /// Of the user in the cgroup.
     #[error("too many connections of this user in this cgroup")]
     Group,
+    /// Of the pod.
+    #[error("too many connections of this pod")]
+    Pod,
     /// Of the agent.
     #[error("too many connections")]
     Total,
@@ -79,14 +84,31 @@ impl OverLimit {
         match self {
             Self::Process => "too many connections of this process",
             Self::Group => "too many connections of this user in this cgroup",
+            Self::Pod => "too many connections of this pod",
             Self::Total => "too many connections",
             Self::Streams => "too many streams on this connection",
         }
     }
 }
 
-/// All processes of one effective uid in one cgroup.
-pub type Customer = (u32, Arc<str>);
+/// Whose connections are counted together.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Customer {
+    /// All processes of a pod.
+    Pod(PodUid),
+    /// All processes of one effective uid in one cgroup.
+    Group(u32, Arc<str>),
+}
+
+impl Customer {
+    /// Whose process has these facts; pods begin below `roots`.
+    fn of(facts: &ProcessFacts, roots: &Roots) -> Self {
+        match cgroup::place(&facts.cgroup, roots) {
+            Ok(Some(place)) => Self::Pod(place.pod),
+            _ => Self::Group(facts.uid.effective, facts.cgroup.as_str().into()),
+        }
+    }
+}
 
 #[derive(Debug, Default)]
 struct Table {
@@ -99,6 +121,7 @@ struct Table {
 #[derive(Debug, Clone)]
 pub struct Limits {
     bounds: Bounds,
+    roots: Roots,
     table: Arc<Mutex<Table>>,
     /// Shows how many are open.
     shown: Gauge,
@@ -110,9 +133,16 @@ impl Limits {
     pub fn new(bounds: Bounds) -> Self {
         Self {
             bounds,
+            roots: Roots::default(),
             table: Arc::default(),
             shown: Gauge::default(),
         }
+    }
+
+    /// The same where the kubelet makes its cgroups below `roots`.
+    #[must_use]
+    pub fn below(self, roots: Roots) -> Self {
+        Self { roots, ..self }
     }
 
     /// The same with a gauge that shows how many connections are open.
@@ -127,22 +157,25 @@ impl Limits {
         self.lock().total
     }
 
-    /// Takes a place for a connection of `process`, which belongs to the effective uid and cgroup of `facts`.
+    /// Takes a place for a connection of `process` with these facts.
     ///
     /// # Errors
-    /// [`OverLimit::Process`], [`OverLimit::Group`] or [`OverLimit::Total`]; nothing is counted then.
+    /// All of [`OverLimit`] but [`OverLimit::Streams`]; nothing is counted then.
     pub fn connect(
         &self,
         process: ProcessKey,
         facts: &ProcessFacts,
     ) -> Result<ConnectionGuard, OverLimit> {
-        let group: Customer = (facts.uid.effective, facts.cgroup.as_str().into());
+        let group = Customer::of(facts, &self.roots);
         let mut table = self.lock();
         if is_full(&table.processes, &process, self.bounds.per_process) {
             return Err(OverLimit::Process);
         }
         if is_full(&table.groups, &group, self.bounds.per_group) {
-            return Err(OverLimit::Group);
+            return Err(match group {
+                Customer::Pod(_) => OverLimit::Pod,
+                Customer::Group(..) => OverLimit::Group,
+            });
         }
         if table.total >= self.bounds.total {
             return Err(OverLimit::Total);
@@ -280,6 +313,22 @@ mod tests {
         drop(first);
         let _other_user = connect(3, 8, "a").unwrap();
         assert_eq!(limits.connections(), 4);
+    }
+
+    /// A pod that makes users, containers and cgroups of its own is one customer all the same.
+    #[test]
+    fn all_of_a_pod_share_its_places() {
+        let limits = Limits::new(BOUNDS);
+        let connect = |pid, uid, below: &str| {
+            let cgroup = format!("0::/kubepods/pod0b1c2d3e-4f50-4a61-8b72-93a4b5c6d7e8/{below}\n");
+            limits.connect(process(pid), &facts(uid, &cgroup))
+        };
+        let _guards =
+            [connect(1, 1, "a"), connect(2, 2, "b"), connect(3, 3, "a/b")].map(Result::unwrap);
+        assert_eq!(connect(4, 4, "c").unwrap_err(), OverLimit::Pod);
+        let _other = limits
+            .connect(process(5), &facts(1, "0::/other\n"))
+            .unwrap();
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! How often a customer has tokens made: one that asks for ever new audiences leaves the rest of
 //! the server's rate (500 a second for each agent) to the others on the node.
 //!
-//! A customer is all processes of one user in one cgroup, as for connections. What is cached
+//! A customer is a pod, or all processes of one user in one cgroup, as for connections. What is cached
 //! costs nothing, nor does a token that is replaced ahead or that others wait for already.
 
 use std::collections::HashMap;
@@ -40,7 +40,8 @@ mod tests {
 
     #[test]
     fn a_burst_then_a_rate_and_nobody_pays_for_another() {
-        let (one, other) = ((1, "a".into()), (2, "a".into()));
+        let customer = |uid| Customer::Group(uid, "a".into());
+        let (one, other) = (customer(1), customer(2));
         let (mut paces, begun) = (Paces::default(), System.monotonic());
         let most = |paces: &mut Paces, customer: &Customer, now| {
             (0..1_000).take_while(|_| paces.take(customer, now)).count()

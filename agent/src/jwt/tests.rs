@@ -26,7 +26,7 @@ fn wish<'a>(entry: &'a Arc<Entry>, audience: &'a Audience, patience: Duration) -
     }
 }
 
-static CUSTOMER: LazyLock<Customer> = LazyLock::new(|| (1, "cgroup".into()));
+static CUSTOMER: LazyLock<Customer> = LazyLock::new(|| Customer::Group(1, "cgroup".into()));
 
 /// An agent in sync with a server that has a JWT key.
 struct World {
@@ -405,7 +405,7 @@ async fn who_has_too_many_made_is_refused_and_what_is_held_costs_nothing() {
     let newest = world.running.reader.newest();
     let entry = world.entry("modest").unwrap();
     let audience = Audience::try_from(vec!["x".to_owned()]).unwrap();
-    let other = (2, "cgroup".into());
+    let other = Customer::Group(2, "cgroup".into());
     let wish = Wish {
         customer: &other,
         ..wish(&entry, &audience, SOON)

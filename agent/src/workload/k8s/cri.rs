@@ -16,7 +16,7 @@ use tonic::Code;
 use vane_client::channel::{self, Channel};
 use vane_wire::runtime::{v1, v1alpha2};
 
-use super::cgroup::{ContainerId, PodUid};
+use crate::cgroup::{ContainerId, PodUid};
 
 /// Calls at the same time.
 const AT_ONCE: usize = 16;

@@ -18,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 use vane_chassis::backoff::{Backoff, Policy, PolicyError};
 use vane_chassis::kubernetes::{Bounds, Client, Path};
 
-use super::cgroup::{Place, PodUid};
 use super::pod::{Pod, PodList, Pods};
 use super::table::{Read, Table};
+use crate::cgroup::{Place, PodUid};
 
 /// A node's pods: 250 with 20 KiB each are 5 MiB.
 const BOUNDS: Bounds = Bounds {

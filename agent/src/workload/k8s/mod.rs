@@ -1,13 +1,12 @@
 //! The `k8s` attestor: the pod and the container of a process, with SPIRE's selectors.
 //!
 //! The cgroup of the process, part of the facts that are re-checked before each message, says in
-//! which pod the kubelet put it (`cgroup`); everything else is said by the kubelet of this node,
+//! which pod the kubelet put it ([`crate::cgroup`]); everything else is said by the kubelet of this node,
 //! or by the API server (`pod`, from `kubelet` or `watch`, shared through `table`). What the pod
 //! says is known at once. What the container says needs the kubelet to know it, which takes it up
 //! to a second: until then it is unknown, and whoever follows the process is woken; with the
 //! runtime's socket (`cri`) it is known at once. A process outside of pods has no selectors.
 
-mod cgroup;
 mod config;
 mod cri;
 mod metrics;
@@ -32,8 +31,8 @@ use vane_chassis::builtin::{Builtin, OpenError};
 use vane_chassis::kubernetes::Client;
 
 use super::{AttestError, Attested, Deps, Soon, WorkloadAttestor};
+use crate::cgroup::{self, Place, Roots};
 use crate::peer::{PeerProcess, ProcessFacts, own_cgroup};
-use cgroup::{Place, Roots};
 pub use config::{K8sConfig, PodSource};
 use metrics::Metrics;
 use pod::Pod;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer};
 
-use super::cgroup::{ContainerId, PodUid};
+use crate::cgroup::{ContainerId, PodUid};
 
 /// The most bytes of labels and owners of a pod that are kept. The API server bounds an object
 /// to 1.5 MiB: whoever may make pods could fill the agent's memory otherwise.

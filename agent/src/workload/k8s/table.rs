@@ -18,10 +18,10 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 use vane_chassis::kubernetes;
 
-use super::cgroup::{Place, PodUid};
 use super::metrics::Metrics;
 use super::pod::{Pod, Pods};
 use super::wants::{Patience, Wants};
+use crate::cgroup::{Place, PodUid};
 use crate::workload::Soon;
 
 /// What is older is not said while the source answers. As often as streams re-check their process.

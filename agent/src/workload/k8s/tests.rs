@@ -13,8 +13,8 @@ use vane_chassis::clock::System;
 use vane_chassis::kubernetes::double::{Answer, Double};
 use vane_chassis::tasks::TaskSet;
 
-use super::cgroup::{ContainerId, PodUid};
 use super::*;
+use crate::cgroup::{ContainerId, PodUid};
 use crate::workload::Unknown;
 
 mod api_server;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::cgroup::{Place, PodUid};
+use crate::cgroup::{Place, PodUid};
 
 /// The wait before the second try.
 const FIRST: Duration = Duration::from_millis(50);

@@ -11,10 +11,10 @@ use tokio_util::sync::CancellationToken;
 use vane_chassis::backoff::{Backoff, Policy, PolicyError};
 use vane_chassis::kubernetes::{Bounds, Client, Error, Event, Path};
 
-use super::cgroup::Place;
 use super::kubelet::at;
 use super::pod::{Item, Pod, PodList, Pods};
 use super::table::{Read, Table};
+use crate::cgroup::Place;
 
 /// For a page of the list, and for one event.
 const BOUNDS: Bounds = Bounds {

@@ -1,4 +1,4 @@
-//! From /proc/<pid>/cgroup, as this process sees it, to the pod and the container that the
+//! From `/proc/<pid>/cgroup`, as this process sees it, to the pod and the container that the
 //! kubelet put a process in.
 //!
 //! What a process may write are children of its own cgroup, with any name, and inside a session
@@ -28,18 +28,19 @@ const CONTAINER_PREFIXES: [&str; 4] = ["cri-containerd-", "crio-", "docker-", "l
 /// The UID of a pod as the kubelet has it: a UUID, or 32 hexadecimal characters for a pod from
 /// one of its files.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct PodUid(Box<str>);
+pub struct PodUid(Box<str>);
 
 /// The ID of a container: 64 hexadecimal characters.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct ContainerId(Box<str>);
+pub struct ContainerId(Box<str>);
 
 /// Where the kubelet put a process.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Place {
-    pub(super) pod: PodUid,
+pub struct Place {
+    /// The pod.
+    pub pod: PodUid,
     /// None when the cgroup is not one of a container, as a runtime's own helpers have.
-    pub(super) container: Option<ContainerId>,
+    pub container: Option<ContainerId>,
 }
 
 /// The hierarchies do not agree where a process is.
@@ -47,16 +48,24 @@ pub(super) struct Place {
 #[error(
     "the cgroup hierarchies of the process name different pods or containers: only who writes to the node's cgroups can make that"
 )]
-pub(super) struct Conflict;
+pub struct Conflict;
 
 /// Where the kubelet makes its cgroups, as this process sees them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Roots(Vec<Vec<Box<str>>>);
+pub struct Roots(Vec<Vec<Box<str>>>);
+
+impl Default for Roots {
+    /// The kubelet's, unless it was told otherwise: `/`.
+    fn default() -> Self {
+        Self(vec![Vec::new()])
+    }
+}
 
 impl Roots {
     /// What the agent's own cgroup file says: before the innermost pod, which is the agent's, stands
     /// the root. Outside of pods the root is `/`.
-    pub(super) fn of_own(cgroup: &str) -> Self {
+    #[must_use]
+    pub fn of_own(cgroup: &str) -> Self {
         let mut roots: Vec<Vec<Box<str>>> = Vec::new();
         for path in paths(cgroup).filter(|path| path.up == 0) {
             let innermost = (0..path.names.len()).rev().find(|at| {
@@ -70,14 +79,15 @@ impl Roots {
                 }
             }
         }
-        if roots.is_empty() {
-            roots.push(Vec::new());
+        match roots.is_empty() {
+            true => Self::default(),
+            false => Self(roots),
         }
-        Self(roots)
     }
 
     /// The kubelet's `--cgroup-root`, for an agent outside of pods.
-    pub(super) fn configured(path: &str) -> Self {
+    #[must_use]
+    pub fn configured(path: &str) -> Self {
         let names = path.split('/').filter(|name| !name.is_empty());
         Self(vec![names.map(Into::into).collect()])
     }
@@ -87,7 +97,7 @@ impl Roots {
 ///
 /// # Errors
 /// [`Conflict`].
-pub(super) fn place(cgroup: &str, roots: &Roots) -> Result<Option<Place>, Conflict> {
+pub fn place(cgroup: &str, roots: &Roots) -> Result<Option<Place>, Conflict> {
     let mut found = paths(cgroup).filter_map(|path| path.place(roots));
     let first = found.next();
     match found.all(|other| Some(other) == first) {
@@ -216,7 +226,8 @@ fn is_hex(text: &str) -> bool {
 
 impl PodUid {
     /// Lower case only, as the API server and the kubelet write them.
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
         let fits = match text.len() {
             32 => is_hex(text),
             36 => text.bytes().enumerate().all(|(at, byte)| match at {
@@ -229,19 +240,22 @@ impl PodUid {
     }
 
     /// The text.
-    pub(super) fn as_str(&self) -> &str {
+    #[must_use]
+    pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
 impl ContainerId {
     /// Lower case only, as runtimes write them.
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
         (text.len() == CONTAINER_ID && is_hex(text)).then(|| Self(text.into()))
     }
 
     /// The text.
-    pub(super) fn as_str(&self) -> &str {
+    #[must_use]
+    pub fn as_str(&self) -> &str {
         &self.0
     }
 }

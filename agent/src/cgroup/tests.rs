@@ -23,12 +23,12 @@ fn at(pod: &str, container: Option<ContainerId>) -> Place {
 }
 
 fn file(name: &str) -> String {
-    let folder = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("src/workload/k8s/cgroup/corpus");
+    let folder = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("src/cgroup/corpus");
     std::fs::read_to_string(folder.join(name).with_extension("cgroup")).unwrap()
 }
 
 fn names() -> Vec<String> {
-    let folder = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("src/workload/k8s/cgroup/corpus");
+    let folder = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("src/cgroup/corpus");
     let files = std::fs::read_dir(folder).unwrap();
     let stem = |entry: std::fs::DirEntry| {
         entry
