@@ -31,16 +31,36 @@ def the_first_svid_is_quick(cluster, checks):
     with_the_runtimes_socket(cluster)
     p50 = first_svids(cluster, "by-container-cri", "k8s:container-name:main", {"speed": "other"})
     checks.check(f"the same with the runtime's socket: p50 {p50:.0f} ms of 100", p50 <= 100)
-    without = cluster.agent_pod()["metadata"]["uid"]
-    cluster.apply()
-    until("the agent is as it was", lambda: agent_ready(cluster, without), 90)
+    replaced(cluster)
 
 
 def with_the_runtimes_socket(cluster):
+    patch = (MANIFESTS / "options/cri-socket.yaml").read_text().replace("path: /run/containerd/containerd.sock", "path: /run/containerd.sock")
+    replaced(cluster, k8s='cri_socket = "/run/containerd/containerd.sock"', patch=patch)
+
+
+def replaced(cluster, **lines):
+    """Applies a configuration that only the agent sees, and waits for the agent that has it."""
     before = cluster.agent_pod()["metadata"]["uid"]
-    patch = (MANIFESTS / "patches/cri-socket.yaml").read_text().replace("path: /run/containerd/containerd.sock", "path: /run/containerd.sock")
-    cluster.apply(k8s='cri_socket = "/run/containerd/containerd.sock"', patch=patch)
-    until("the agent has the runtime's socket", lambda: agent_ready(cluster, before), 90)
+    cluster.apply(**lines)
+    until("another agent is ready", lambda: agent_ready(cluster, before), 120)
+
+
+def pods_from_the_apiserver(cluster, checks):
+    node = cluster.node
+    node.kubectl("apply", "-f", MANIFESTS / "options/pods-from-the-apiserver.yaml")
+    replaced(cluster, k8s='pod_source = "api_server"')
+    wanted = cluster.entry("/watched", f"k8s:ns:{SPACE}", "k8s:pod-label:colour:blue")
+    cluster.run(pod("watched", "vane-test-pod", "first", labels={"colour": "red"}))
+    cluster.ready("watched")
+    start = time.monotonic()
+    node.kubectl("-n", SPACE, "label", "pod", "watched", "colour=blue", "--overwrite")
+    got = cluster.first("watched")
+    checks.check(f"pod_source = api_server: a new label is an identity after {time.monotonic() - start:.1f} s", got["ids"] == [wanted], got)
+    cluster.delete("watched")
+    cluster.forget("/watched")
+    replaced(cluster)
+    node.kubectl("delete", "-f", MANIFESTS / "options/pods-from-the-apiserver.yaml")
 
 
 def a_hundred_pods_at_once(cluster, checks):
@@ -82,4 +102,4 @@ def a_greedy_pod_starves_nobody(cluster, checks):
     cluster.delete("greedy", "modest", "modest-before")
 
 
-STORIES = [the_first_svid_is_quick, a_hundred_pods_at_once, a_greedy_pod_starves_nobody]
+STORIES = [the_first_svid_is_quick, pods_from_the_apiserver, a_hundred_pods_at_once, a_greedy_pod_starves_nobody]
