@@ -108,3 +108,44 @@ pub(super) async fn at(due: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pods(uids: &[&str]) -> Pods {
+        let items = uids.iter().map(|uid| json!({"metadata": {"uid": uid}}));
+        let list = json!({"items": items.collect::<Vec<_>>()});
+        let list: PodList = serde_json::from_value(list).unwrap();
+        list.items.into_iter().filter_map(|item| item.pod).collect()
+    }
+
+    #[test]
+    fn a_pod_that_is_not_listed_any_more_is_believed_in_for_a_while() {
+        let (one, two) = (
+            "0b1c2d3e-4f50-4a61-8b72-93a4b5c6d7e8",
+            "ffffffff-4f50-4a61-8b72-93a4b5c6d7e8",
+        );
+        let has = |pods: &Pods| [one, two].map(|uid| pods.has(&PodUid::parse(uid).unwrap()));
+        let (start, mut missed) = (Instant::now(), Missed::default());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let full = pods(&[one, two]);
+        // A kubelet that starts: nothing, then half, then all.
+        let mut now = missed.fill(&full, pods(&[]), at(0));
+        assert_eq!(has(&now), [true, true]);
+        now = missed.fill(&now, pods(&[one]), at(10));
+        assert_eq!(has(&now), [true, true]);
+        now = missed.fill(&now, pods(&[one, two]), at(20));
+        assert!(missed.0.is_empty());
+        // One that is gone.
+        now = missed.fill(&now, pods(&[one]), at(40));
+        now = missed.fill(&now, pods(&[one]), at(69));
+        assert_eq!(has(&now), [true, true]);
+        now = missed.fill(&now, pods(&[one]), at(70));
+        assert_eq!(has(&now), [true, false]);
+        now = missed.fill(&now, pods(&[one]), at(71));
+        assert_eq!(has(&now), [true, false]);
+    }
+}

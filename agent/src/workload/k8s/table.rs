@@ -109,15 +109,15 @@ impl Table {
         }
     }
 
-    /// A generation that moves when what is said of a pod may have changed.
+    /// A generation that moves when what is said of a pod may have changed. To be taken before
+    /// [`pod`](Self::pod) is asked.
     pub(super) fn follow(&self, pod: &PodUid) -> watch::Receiver<u64> {
         let mut followers = self.followers();
         if followers.len() >= FOLLOWED {
             followers.retain(|_, one| !one.is_alone());
         }
-        let generation = &followers.entry(pod.clone()).or_default().generation;
-        self.wake.notify_one();
-        generation.subscribe()
+        let follower = followers.entry(pod.clone()).or_default();
+        follower.generation.subscribe()
     }
 
     /// The pod of a process at `place`, and what its follower will hear soon.
@@ -128,7 +128,11 @@ impl Table {
         let mut states = self.state.subscribe();
         let known = states.borrow_and_update().known(&place.pod, Instant::now());
         let old = match known {
-            Some((pod, Age::Recent)) => return Ok((pod, Soon::Nothing)),
+            Some((pod, Age::Recent)) => {
+                // Whoever follows it wants it to be read again in time.
+                self.wake.notify_one();
+                return Ok((pod, Soon::Nothing));
+            }
             Some((pod, Age::Unrefreshed)) => {
                 self.ask();
                 return Ok((pod, Soon::Nothing));

@@ -322,3 +322,38 @@ async fn who_was_told_of_old_pods_is_told_anew() {
     assert!(values(&new).contains(&"pod-label:app:other"), "{new:?}");
     assert_eq!(new.soon, Soon::Nothing);
 }
+
+#[tokio::test]
+async fn a_kubelet_that_starts_and_lists_nothing_yet_takes_no_identity() {
+    let world = World::new().await;
+    world.double.shows(PODS, body("kubelet/pods.json"));
+    let mut follow = world.follow(WEB);
+    let before = world.attest(WEB).await.unwrap();
+    let aged = tokio::time::Instant::now() - Duration::from_secs(10);
+    world.k8s.table.age(aged);
+    follow.mark_unchanged();
+    world.double.shows(PODS, json!({"items": null}));
+    assert_eq!(world.attest(WEB).await.unwrap().soon, Soon::Anything);
+    soon(follow.changed()).await.unwrap();
+    let now = world.attest(WEB).await.unwrap();
+    assert_eq!(values(&now), values(&before));
+}
+
+/// Nobody asks, so nothing is read; who follows a pod has it read again in time.
+#[tokio::test]
+async fn the_pods_are_read_again_only_while_somebody_follows() {
+    let world = World::new().await;
+    world.double.shows(PODS, body("kubelet/pods.json"));
+    world.attest(WEB).await.unwrap();
+    let table = &world.k8s.table;
+    let now = tokio::time::Instant::now();
+    assert_eq!(table.due(now), None);
+    let follow = world.follow(WEB);
+    let due = table.due(now).unwrap() - now;
+    assert!(
+        due > Duration::from_secs(20) && due <= Duration::from_secs(30),
+        "{due:?}"
+    );
+    drop(follow);
+    assert_eq!(table.due(now), None);
+}
