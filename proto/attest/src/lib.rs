@@ -24,6 +24,7 @@ mod possession;
 mod chain;
 
 pub mod join_token;
+pub mod k8s_psat;
 pub mod x509pop;
 
 pub use possession::KeyError;
@@ -32,12 +33,14 @@ pub use possession::KeyError;
 pub const PROVERS: &[Row<dyn Prover, ()>] = &[
     row::<join_token::JoinToken, _, _>(),
     row::<x509pop::Node, _, _>(),
+    row::<k8s_psat::Pod, _, _>(),
 ];
 
 /// The methods that there are, for servers.
 pub const VERIFIERS: &[Row<dyn Verifier, Deps>] = &[
     row::<join_token::Tokens, _, _>(),
     row::<x509pop::Gate, _, _>(),
+    row::<k8s_psat::Clusters, _, _>(),
 ];
 
 /// The most challenges of one attestation.
@@ -60,6 +63,12 @@ pub trait Prover: Send + Sync + fmt::Debug {
     /// # Errors
     /// The method has no challenges, or this one cannot be answered.
     async fn answer(&self, challenge: &[u8]) -> Result<Vec<u8>, ProveError>;
+
+    /// What the evidence of now says of itself, for who reads that it was refused. No secrets.
+    fn hint(&self, now: SystemTime) -> Option<String> {
+        let _ = now;
+        None
+    }
 }
 
 /// The server's half of a method.
@@ -174,6 +183,14 @@ pub enum ProveError {
         /// Why.
         #[source]
         source: std::io::Error,
+    },
+    /// A token's file has none.
+    #[error(
+        "{path} has no service account token: mount one with a projected volume (`serviceAccountToken`)"
+    )]
+    NoServiceAccountToken {
+        /// The file.
+        path: PathBuf,
     },
     /// A file is not PEM.
     #[error("{path} is not readable as PEM")]

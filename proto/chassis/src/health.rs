@@ -39,6 +39,8 @@ pub enum Fault {
     LogStuck,
     /// What a workload attestor asks does not answer.
     AttestorGone,
+    /// The bundle is not where others read it.
+    NotPublished,
 }
 
 impl Fault {
@@ -55,6 +57,7 @@ impl Fault {
             Self::NoUpstream => "no_upstream",
             Self::LogStuck => "log_stuck",
             Self::AttestorGone => "attestor_gone",
+            Self::NotPublished => "not_published",
         }
     }
 }

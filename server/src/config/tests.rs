@@ -128,7 +128,7 @@ fn plugins_that_are_not_there_are_told_with_those_that_are() {
     assert!(refused(|c| c.key_manager = section("x")).starts_with("key_manager: unknown type"));
     assert!(
         refused(|c| c.node_attestor.push(section("aws_iid"))).starts_with(
-            "node_attestor: unknown type \"aws_iid\", expected one of join_token, x509pop"
+            "node_attestor: unknown type \"aws_iid\", expected one of join_token, x509pop, k8s_psat"
         )
     );
     assert_eq!(

@@ -4,6 +4,7 @@
 //! Kubernetes. Feature `testing` takes it along for the tests of other crates.
 #![expect(
     clippy::unwrap_used,
+    clippy::indexing_slicing,
     clippy::missing_panics_doc,
     reason = "a test that cannot have its double fails there"
 )]
@@ -202,6 +203,25 @@ impl Double {
     /// From now on a GET of this path has this JSON.
     pub fn shows(&self, path: &str, object: Value) {
         self.answer(&Method::GET, path, Answer::Json(200, object));
+    }
+
+    /// Answers as a real server did: a file of tests/kubernetes/recorded, named without `.json`.
+    pub fn replay(&self, recording: &str) {
+        let root = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../tests/kubernetes/recorded"
+        );
+        let text = std::fs::read(format!("{root}/{recording}.json")).unwrap();
+        let recording: Value = serde_json::from_slice(&text).unwrap();
+        let (request, body) = (&recording["request"], recording["body"].clone());
+        let path = request["path"].as_str().unwrap().split('?').next().unwrap();
+        let key = (
+            request["method"].as_str().unwrap().to_owned(),
+            path.to_owned(),
+        );
+        let status = recording["status"].as_u64().unwrap();
+        let answer = Answer::Json(u16::try_from(status).unwrap(), body);
+        lock(&self.shared.answers).insert(key, answer);
     }
 
     /// All watches get this line.

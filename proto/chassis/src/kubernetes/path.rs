@@ -55,7 +55,9 @@ fn escape(out: &mut String, text: &str) {
                 out.push(char::from(byte));
             }
             // Writing to a String does not fail.
-            other => drop(write!(out, "%{other:02X}")),
+            other => {
+                let _ = write!(out, "%{other:02X}");
+            }
         }
     }
 }

@@ -70,6 +70,20 @@ impl Refusal {
         None
     }
 
+    /// Whether another bundle might accept the same certificate.
+    #[must_use]
+    pub fn is_of_another_bundle(&self) -> bool {
+        use webpki::Error as Path;
+        match self {
+            Self::NoBundle(_) => true,
+            Self::Svid(X509Error::Path(path)) => matches!(
+                path,
+                Path::UnknownIssuer | Path::InvalidSignatureForPublicKey
+            ),
+            Self::Svid(_) | Self::NotAuthorized(_) => false,
+        }
+    }
+
     fn inside(error: &Error) -> Option<&Self> {
         match error {
             Error::InvalidCertificate(CertificateError::Other(other)) => other.0.downcast_ref(),
