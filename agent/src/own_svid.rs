@@ -261,17 +261,12 @@ impl Disk {
             bundle
                 .x509_authorities
                 .iter()
-                .map(|one| pem::encode(one.certificate.der()))
+                .map(|one| one.certificate.to_pem())
                 .collect()
         });
         let data = Data {
             svid: svid
-                .map(|svid| {
-                    svid.chain
-                        .iter()
-                        .map(|one| pem::encode(one.der()))
-                        .collect()
-                })
+                .map(|svid| svid.chain.iter().map(|one| one.to_pem()).collect())
                 .unwrap_or_default(),
             bundle: roots.unwrap_or_default(),
             reattestable: svid.is_some_and(|svid| svid.reattestable),

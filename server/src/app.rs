@@ -18,6 +18,7 @@ use vane_authority::key_manager;
 use vane_authority::log::Log;
 use vane_authority::profile::ProfileConfig;
 use vane_authority::server_id;
+use vane_chassis::backoff::Policy;
 use vane_chassis::builtin::{Section, open_section};
 use vane_chassis::clock::{Clock, System, Watched};
 use vane_chassis::files::{SHARED_RUN_DIR, compat_dir, private_dir, raise_nofile, socket_dir};
@@ -43,6 +44,7 @@ use crate::audit::refusals::Refusals;
 use crate::config::{COMPAT_SOCKET, Config, Engine, JOIN_TOKEN};
 use crate::own_svid::OwnSvid;
 use crate::prune::Prune;
+use crate::publish::{self, Publish};
 use crate::push::Push;
 use crate::state::State;
 use crate::vitals::Vitals;
@@ -56,6 +58,9 @@ const DRAIN: Duration = Duration::from_secs(10);
 const GRACE: Duration = Duration::from_secs(5);
 /// Connections to the admin sockets at once.
 const ADMIN_CONNECTIONS: usize = 1_024;
+/// The waits between two tries to publish the bundle.
+const PUBLISH_FIRST_WAIT: Duration = Duration::from_secs(1);
+const PUBLISH_LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// The names of the sockets that systemd may pass (`FileDescriptorName=`).
 const AGENTS: &str = "agents";
 const ADMIN: &str = "admin";
@@ -163,6 +168,7 @@ pub(crate) async fn run_in(
         clock: Arc::clone(&clock),
     };
     let tls = server_config(&party)?;
+    let publishers = publishers(&config).await?;
     let vitals = Arc::new(Vitals {
         clock: Arc::clone(&clock),
         started,
@@ -174,6 +180,7 @@ pub(crate) async fn run_in(
         log: Arc::clone(&log),
         own_svid: own_svid.times(),
         max_staleness: server.max_staleness,
+        unpublished: publishers.iter().map(Publish::trouble).collect(),
     });
     vitals.register(&metrics);
     let probed = Arc::clone(&vitals);
@@ -227,6 +234,11 @@ pub(crate) async fn run_in(
     ground.spawn("logged changes", settler.run(below.clone()));
     ground.spawn("refusals", refused.run(below.clone()));
     ground.spawn("expired entries", prune.run(below.clone()));
+    for publisher in publishers {
+        let (state, stop) = (Arc::clone(&state), below.clone());
+        let run = publisher.run(state, trust_domain.clone(), stop);
+        ground.spawn("bundle publisher", run);
+    }
     ground.spawn(
         "bundle",
         follow_bundle(state, roots, trust_domain.clone(), below.clone()),
@@ -350,6 +362,17 @@ async fn attestors(config: &Config, state: &Arc<State>) -> anyhow::Result<Vec<Ar
         attestors.push(opened.context("node_attestor")?);
     }
     Ok(attestors)
+}
+
+/// What publishes the bundle of the trust domain.
+async fn publishers(config: &Config) -> anyhow::Result<Vec<Publish>> {
+    let waits = Policy::new(PUBLISH_FIRST_WAIT, PUBLISH_LONGEST_WAIT, 2.0)?;
+    let mut all = Vec::new();
+    for section in &config.bundle_publisher {
+        let opened = open_section(publish::BUILTINS, section, &()).await;
+        all.push(Publish::new(opened.context("bundle_publisher")?, waits));
+    }
+    Ok(all)
 }
 
 async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Kv>> {

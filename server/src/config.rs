@@ -16,12 +16,14 @@ use vane_authority::key_manager;
 use vane_authority::log::Mode;
 use vane_authority::profile::MAX_ISSUER_BYTES;
 use vane_authority::subject::{Subject, SubjectConfig, SubjectError};
-use vane_chassis::builtin::Section;
+use vane_chassis::builtin::{Row, Section};
 use vane_chassis::config::{self, ConfigError};
 use vane_chassis::files::{group_id, unix_path_check};
 use vane_chassis::telemetry;
 use vane_identity::id::{SpiffeId, TrustDomain};
 use vane_identity::key::KeyType;
+
+use crate::publish;
 
 #[cfg(test)]
 mod tests;
@@ -41,6 +43,9 @@ pub struct Config {
     /// How nodes may prove themselves: `type = "x509pop"` and others; join tokens always.
     #[serde(default = "default_node_attestors")]
     pub node_attestor: Vec<Section>,
+    /// Where the trust domain's bundle is published: `type = "k8s_configmap"`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bundle_publisher: Vec<Section>,
     /// The log of everything issued and changed.
     #[serde(default)]
     pub log: Log,
@@ -200,9 +205,9 @@ pub enum Invalid {
         /// What is wrong.
         source: vane_chassis::builtin::OpenError,
     },
-    /// A node attestor is named twice.
-    #[error("node_attestor: type \"{0}\" is given twice")]
-    NodeAttestor(String),
+    /// A type is named twice that there can be once.
+    #[error("{0}: type \"{1}\" is given twice")]
+    Twice(&'static str, String),
     /// The admin socket cannot be bound at this path.
     #[error("server.socket_path: {0}")]
     SocketPath(#[from] vane_chassis::files::FileError),
@@ -241,6 +246,7 @@ impl Config {
             store: Store::default(),
             key_manager: default_key_manager(),
             node_attestor: default_node_attestors(),
+            bundle_publisher: Vec::new(),
             log: Log::default(),
             ratelimit: RateLimit::default(),
             telemetry: Telemetry::default(),
@@ -267,24 +273,34 @@ impl Config {
                 section: "key_manager",
                 source,
             })?;
-        self.check_node_attestors()
+        check_each(
+            "node_attestor",
+            &mut self.node_attestor,
+            vane_attest::VERIFIERS,
+        )?;
+        check_each(
+            "bundle_publisher",
+            &mut self.bundle_publisher,
+            publish::BUILTINS,
+        )
     }
+}
 
-    fn check_node_attestors(&mut self) -> Result<(), Invalid> {
-        let mut seen = HashSet::new();
-        for attestor in &mut self.node_attestor {
-            attestor
-                .check(vane_attest::VERIFIERS)
-                .map_err(|source| Invalid::Section {
-                    section: "node_attestor",
-                    source,
-                })?;
-            if !seen.insert(attestor.kind().to_owned()) {
-                return Err(Invalid::NodeAttestor(attestor.kind().to_owned()));
-            }
+/// Checks sections of which there is at most one of each type.
+fn check_each<T: ?Sized, D>(
+    section: &'static str,
+    all: &mut [Section],
+    rows: &[Row<T, D>],
+) -> Result<(), Invalid> {
+    let mut seen = HashSet::new();
+    for one in all {
+        one.check(rows)
+            .map_err(|source| Invalid::Section { section, source })?;
+        if !seen.insert(one.kind().to_owned()) {
+            return Err(Invalid::Twice(section, one.kind().to_owned()));
         }
-        Ok(())
     }
+    Ok(())
 }
 
 impl Server {

@@ -12,6 +12,8 @@ use vane_chassis::clock::{Jump, SETTLE};
 use vane_chassis::health::{Fault, Finding, Harm, jump_detail};
 use vane_store::kv::KvError;
 
+use crate::publish::Unpublished;
+
 /// The log does nothing for so long: no work should be sent.
 const LOG_SLOW: Duration = Duration::from_secs(10);
 /// So long: its writer hangs.
@@ -38,6 +40,8 @@ pub struct Snapshot {
     /// The last jump of the clock, and how long ago it was noticed; older ones than
     /// [`vane_chassis::clock::DOUBT`] are left out.
     pub jump: Option<(Jump, Duration)>,
+    /// What publishers cannot do.
+    pub unpublished: Vec<Unpublished>,
 }
 
 /// What is wrong.
@@ -49,6 +53,7 @@ pub fn judge(snapshot: &Snapshot) -> Vec<Finding> {
     found.extend(signing(snapshot.signs_for));
     found.extend(log(&snapshot.log));
     found.extend(snapshot.jump.map(|(jump, ago)| clock(jump, ago)));
+    found.extend(snapshot.unpublished.iter().map(unpublished));
     found
 }
 
@@ -140,6 +145,14 @@ fn clock(jump: Jump, ago: Duration) -> Finding {
         false => Harm::Degraded,
     };
     Finding::new(Fault::ClockJump, harm, detail, next)
+}
+
+/// Who holds an older bundle learns of a new authority late, and nobody else.
+fn unpublished(trouble: &Unpublished) -> Finding {
+    let Unpublished { publisher, error } = trouble;
+    let detail = format!("the bundle of now is not published by {publisher}: {error}");
+    let next = "mend what the error names; it is tried again by itself";
+    Finding::new(Fault::NotPublished, Harm::Degraded, detail, next)
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@ pub mod state;
 
 pub mod push;
 
+pub mod publish;
+
 pub mod caller;
 pub mod config;
 pub mod rate_limit;

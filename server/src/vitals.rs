@@ -25,6 +25,7 @@ use vane_store::observed::Observed;
 use vane_wire::record::{AuthorityRecord, AuthorityState};
 
 use crate::health::{self, Snapshot};
+use crate::publish::Unpublished;
 use crate::state::State;
 
 /// When the own SVID ends, and when it is renewed.
@@ -59,6 +60,8 @@ pub struct Vitals {
     pub own_svid: watch::Receiver<OwnTimes>,
     /// How old the state may be for everything.
     pub max_staleness: Duration,
+    /// What publishers of the bundle cannot do, as it changes.
+    pub unpublished: Vec<watch::Receiver<Option<Unpublished>>>,
 }
 
 /// Something that is replaced in time.
@@ -88,6 +91,7 @@ impl Vitals {
             signs_for: self.signs_for(),
             log: self.log.health(),
             jump: self.clock.jumps().recent(monotonic),
+            unpublished: self.unpublished(),
         }
     }
 
@@ -136,6 +140,11 @@ impl Vitals {
     #[must_use]
     pub fn store_bytes(&self) -> u64 {
         self.store_dir.as_deref().map_or(0, |dir| size(dir, 2))
+    }
+
+    fn unpublished(&self) -> Vec<Unpublished> {
+        let all = self.unpublished.iter();
+        all.filter_map(|one| one.borrow().clone()).collect()
     }
 
     fn active(&self) -> Option<AuthorityRecord> {

@@ -5,6 +5,7 @@ use std::process::Stdio;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 use tonic::Code;
+use vane_identity::x509_svid::Certificate;
 use vane_tests::process::{program, within};
 use vane_tests::remote::ca;
 use vane_tests::workload::{SvidStream, request};
@@ -41,7 +42,7 @@ async fn good(world: &World, line: &str, stdin: &str) -> String {
 }
 
 fn pem(certificate: &types::X509Certificate) -> String {
-    vane_agent::pem::encode(&certificate.asn1)
+    Certificate::from_der(&certificate.asn1).to_pem()
 }
 
 fn jwks(name: &str, certificate: &types::X509Certificate) -> String {

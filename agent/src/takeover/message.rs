@@ -99,7 +99,7 @@ impl Own {
     /// `own` as it is told.
     pub(super) fn of(own: &OwnSvid) -> Self {
         Self {
-            svid: own.chain.iter().map(|one| pem::encode(one.der())).collect(),
+            svid: own.chain.iter().map(|one| one.to_pem()).collect(),
             key: STANDARD.encode(own.key.pkcs8()),
             reattestable: own.reattestable,
             received_at: to_unix(own.received_at),
@@ -123,7 +123,5 @@ impl Own {
 /// The authorities of `bundle` as PEM.
 pub(super) fn authorities(bundle: &Bundle) -> String {
     let roots = bundle.x509_authorities.iter();
-    roots
-        .map(|one| pem::encode(one.certificate.der()))
-        .collect()
+    roots.map(|one| one.certificate.to_pem()).collect()
 }

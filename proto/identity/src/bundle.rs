@@ -97,6 +97,13 @@ impl Bundle {
             .collect()
     }
 
+    /// The CA certificates as PEM, one behind the other.
+    #[must_use]
+    pub fn to_pem(&self) -> String {
+        let all = self.x509_authorities.iter();
+        all.map(|one| one.certificate.to_pem()).collect()
+    }
+
     /// Whether the authorities and the hint are those of `other`, whatever the sequence.
     #[must_use]
     pub fn same_content(&self, other: &Self) -> bool {

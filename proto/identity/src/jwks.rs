@@ -83,7 +83,10 @@ impl Bundle {
     /// # Errors
     /// [`JwksError::UnsupportedKey`].
     pub fn to_jwks(&self) -> Result<Vec<u8>, JwksError> {
-        let x509 = self.x509_authorities.iter().map(x509_jwk);
+        let x509 = self
+            .x509_authorities
+            .iter()
+            .map(|one| x509_jwk(one, Some("x509-svid")));
         let jwt = self
             .jwt_authorities
             .iter()
@@ -92,6 +95,22 @@ impl Bundle {
             keys: x509.chain(jwt).collect::<Result<_, _>>()?,
             spiffe_sequence: Some(self.sequence_number),
             spiffe_refresh_hint: (self.refresh_hint > 0).then_some(self.refresh_hint),
+        };
+        Ok(serde_json::to_vec(&document)?)
+    }
+
+    /// All keys as a JWK Set of RFC 7517, without what SPIFFE adds: no `use`, no sequence, no
+    /// hint (SPIRE's format `jwks`).
+    ///
+    /// # Errors
+    /// [`JwksError::UnsupportedKey`].
+    pub fn to_plain_jwks(&self) -> Result<Vec<u8>, JwksError> {
+        let x509 = self.x509_authorities.iter().map(|one| x509_jwk(one, None));
+        let jwt = self.jwt_authorities.iter().map(|one| jwt_jwk(one, None));
+        let document = Document {
+            keys: x509.chain(jwt).collect::<Result<_, _>>()?,
+            spiffe_sequence: None,
+            spiffe_refresh_hint: None,
         };
         Ok(serde_json::to_vec(&document)?)
     }
@@ -138,11 +157,11 @@ impl Bundle {
     }
 }
 
-fn x509_jwk(authority: &X509Authority) -> Result<Jwk, JwksError> {
+fn x509_jwk(authority: &X509Authority, usage: Option<&'static str>) -> Result<Jwk, JwksError> {
     let unsupported = || JwksError::UnsupportedKey("of an X.509 authority".to_owned());
     let info = authority.certificate.info().map_err(|_| unsupported())?;
     let mut jwk = key_jwk(&info.spki).ok_or_else(unsupported)?;
-    jwk.usage = Some("x509-svid");
+    jwk.usage = usage;
     jwk.x5c = Some(vec![STANDARD.encode(authority.certificate.der())]);
     Ok(jwk)
 }

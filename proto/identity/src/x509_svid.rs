@@ -9,6 +9,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::certificate::X509Certificate;
@@ -167,6 +169,21 @@ impl Certificate {
             der = rest;
         }
         Ok(all)
+    }
+
+    /// As PEM (RFC 7468), lines of 64 characters.
+    #[must_use]
+    pub fn to_pem(&self) -> String {
+        let body = STANDARD.encode(&self.0);
+        let mut text = String::from("-----BEGIN CERTIFICATE-----\n");
+        let mut rest = body.as_str();
+        while !rest.is_empty() {
+            let (line, more) = rest.split_at(rest.len().min(64));
+            text.push_str(line);
+            text.push('\n');
+            rest = more;
+        }
+        text + "-----END CERTIFICATE-----\n"
     }
 
     /// The DER bytes.

@@ -156,6 +156,7 @@ impl World {
             log: Arc::clone(&log),
             own_svid: watch::channel(times).1,
             max_staleness: settings.max_staleness,
+            unpublished: Vec::new(),
         });
         let (ledger, _) = Ledger::new(Arc::clone(&kv), Arc::clone(&log), "server");
         let (refusals, writer) = Refusals::new(Arc::clone(&log), Arc::clone(&clock));

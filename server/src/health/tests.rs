@@ -20,6 +20,7 @@ fn well() -> Snapshot {
         signs_for: Some(secs(3_600)),
         log: LogHealth::default(),
         jump: None,
+        unpublished: Vec::new(),
     }
 }
 
@@ -54,13 +55,13 @@ fn stuck(seconds: u64) -> LogHealth {
 /// sent (`/ready`).
 #[test]
 fn each_fault_has_its_verdict() {
-    use Fault::{CaExpired, ClockJump, DiskFull, LogStuck, Stale, StoreGone};
+    use Fault::{CaExpired, ClockJump, DiskFull, LogStuck, NotPublished, Stale, StoreGone};
     let with = |change: &dyn Fn(&mut Snapshot)| {
         let mut snapshot = well();
         change(&mut snapshot);
         snapshot
     };
-    let table: [(&str, Snapshot, Option<Fault>, bool, bool); 19] = [
+    let table: [(&str, Snapshot, Option<Fault>, bool, bool); 20] = [
         ("well", well(), None, true, true),
         (
             "store gone",
@@ -184,6 +185,18 @@ fn each_fault_has_its_verdict() {
             "clock settled",
             with(&|s| s.jump = Some((Jump::Backward(secs(86_400)), secs(120)))),
             Some(ClockJump),
+            true,
+            true,
+        ),
+        (
+            "not published",
+            with(&|s| {
+                s.unpublished = vec![Unpublished {
+                    publisher: "k8s_configmap",
+                    error: "e".to_owned(),
+                }];
+            }),
+            Some(NotPublished),
             true,
             true,
         ),
