@@ -75,7 +75,8 @@ pub struct Agent {
         skip_serializing_if = "Option::is_none"
     )]
     pub offline_grace: Option<Duration>,
-    /// The bundle to trust the server by, when none is kept yet.
+    /// The bundle to trust the server by, when none is kept, or the one that is kept has expired
+    /// or does not verify the server. Read anew at each attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trust_bundle_path: Option<PathBuf>,
     /// The form of that file.

@@ -23,9 +23,9 @@ pub mod snapshot;
 
 pub mod sealed;
 
-pub mod link;
 pub mod node;
 
+pub mod link;
 pub mod obtain;
 
 pub mod cache;

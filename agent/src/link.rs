@@ -22,6 +22,7 @@ use vane_wire::vane::sync::v1::sync_client::SyncClient;
 use vane_wire::vane::sync::v1::watch_request::Request;
 use vane_wire::vane::sync::v1::{Hello, WatchRequest, WatchResponse};
 
+use crate::node::is_of_another_bundle;
 use crate::registry::Round;
 
 use poll::Held;
@@ -85,6 +86,8 @@ pub struct End {
     pub denied: Option<Reason>,
     /// The server ended it in good order.
     pub in_order: bool,
+    /// This agent's bundle has not the authority of the server's certificate.
+    pub untrusted: bool,
     /// gRPC's name for it, for the log.
     pub code: String,
     /// The server's words, or ours.
@@ -101,6 +104,7 @@ impl From<Status> for End {
         Self {
             denied: denial_reason(&status),
             in_order: status.code() == Code::Ok,
+            untrusted: is_of_another_bundle(&status),
             code: format!("{:?}", status.code()),
             message: status.message().to_owned(),
         }

@@ -57,6 +57,11 @@ pub enum NodeError {
         "the server's certificate is not valid by this node's clock, so one of the two clocks is wrong: correct it ({0})"
     )]
     Clock(String),
+    /// The server's certificate is of no authority that this agent knows.
+    #[error(
+        "the server's certificate does not verify against the bundle of this agent: is it another server, or is the bundle too old? ({0})"
+    )]
+    Untrusted(String),
     /// The request cannot be made.
     #[error(transparent)]
     Request(#[from] IssueError),
@@ -91,7 +96,21 @@ impl NodeError {
     /// Whether the same may succeed later.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Clock(_))
+        matches!(
+            self,
+            Self::Unavailable(_) | Self::Clock(_) | Self::Untrusted(_)
+        )
+    }
+
+    /// What this node knows of its own evidence, said beside a refusal of it.
+    fn with(self, hint: impl FnOnce() -> Option<String>) -> Self {
+        match self {
+            Self::Refused(text) => match hint() {
+                Some(hint) => Self::Refused(format!("{text} ({hint})")),
+                None => Self::Refused(text),
+            },
+            other => other,
+        }
     }
 
     fn of(status: &Status) -> Self {
@@ -109,6 +128,7 @@ impl NodeError {
             | Code::Unimplemented
             | Code::NotFound => Self::Refused(status.message().to_owned()),
             _ if is_of_another_time(status) => Self::Clock(describe(status)),
+            _ if is_of_another_bundle(status) => Self::Untrusted(describe(status)),
             _ => Self::Unavailable(describe(status)),
         }
     }
@@ -120,6 +140,11 @@ fn is_of_another_time(status: &Status) -> bool {
         Refusal::find(status),
         Some(Refusal::Svid(error)) if error.is_of_another_time()
     )
+}
+
+/// Whether this node refused the server's certificate because of its bundle.
+pub(crate) fn is_of_another_bundle(status: &Status) -> bool {
+    Refusal::find(status).is_some_and(Refusal::is_of_another_bundle)
 }
 
 /// A status with the cause below it, which says more when no answer came.
@@ -162,7 +187,8 @@ pub async fn attest(
     let exchange = exchange(channel, prover, evidence, csr);
     let result = tokio::time::timeout(DEADLINE, exchange)
         .await
-        .map_err(|_| NodeError::Unavailable(format!("no answer within {DEADLINE:?}")))??;
+        .map_err(|_| NodeError::Unavailable(format!("no answer within {DEADLINE:?}")))?
+        .map_err(|error| error.with(|| prover.hint(now())))?;
     let svid = result
         .svid
         .ok_or_else(|| NodeError::Answer("it has none".to_owned()))?;

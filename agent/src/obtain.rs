@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use vane_attest::{PROVERS, Prover, join_token};
@@ -40,11 +41,12 @@ pub struct Obtain {
     pub disk: Arc<Disk>,
 }
 
-/// What who is denied asks of who attests.
+/// What who is denied, or finds a server that it cannot verify, asks of who attests.
 #[derive(Debug, Default)]
 pub struct Anew {
     is_possible: AtomicBool,
     wanted: Notify,
+    doubted: Notify,
 }
 
 /// Whether a refusal ends the tries.
@@ -99,6 +101,16 @@ impl Anew {
         is_possible
     }
 
+    /// Says that the server does not verify against the roots that there are.
+    pub fn doubt(&self) {
+        self.doubted.notify_one();
+    }
+
+    /// Waits until somebody doubts, or has since the last wait.
+    pub async fn doubted(&self) {
+        self.doubted.notified().await;
+    }
+
     /// Waits until somebody asked, or has since the last wait.
     pub async fn asked(&self) {
         self.wanted.notified().await;
@@ -112,7 +124,7 @@ impl Obtain {
     /// The files cannot be read.
     pub fn kept(&self) -> Result<Option<OwnSvid>, ObtainError> {
         let Kept { svid, bundle, .. } = self.disk.load()?;
-        Ok(self.usable(svid, &bootstrap::trust(&self.config.agent, bundle)))
+        Ok(self.usable(svid, &self.trust(bundle, false)))
     }
 
     fn usable(
@@ -137,8 +149,7 @@ impl Obtain {
         let Kept {
             svid, key, bundle, ..
         } = self.disk.load()?;
-        let trust = bootstrap::trust(&self.config.agent, bundle);
-        if let Some(own) = self.usable(svid, &trust) {
+        if let Some(own) = self.usable(svid, &self.trust(bundle.clone(), false)) {
             return Ok(own);
         }
         let key = match key {
@@ -146,27 +157,67 @@ impl Obtain {
             None => PrivateKey::generate(KeyType::EcP256)?.0,
         };
         self.disk.keep_key(&key, None)?;
-        let (own, bundle) = self.attest(trust?, &key, persistence).await?;
+        let (own, bundle) = self.attest(bundle, &key, persistence).await?;
         self.disk.keep(Some(&own), Some(&bundle))?;
         tracing::info!(agent_id = %own.id, "attested");
         Ok(own)
     }
 
+    /// What the server is trusted by now; the configured file is read anew.
+    fn trust(&self, kept: Option<Bundle>, is_doubted: bool) -> Result<Trust, BootstrapError> {
+        let now = self.clock.now();
+        bootstrap::trust(&self.config.agent, kept, is_doubted, now)
+    }
+
+    /// Believes the configured file, too, since the server does not verify against what there
+    /// is; whether there is something new to believe.
+    pub fn trust_anew(&self) -> bool {
+        let kept = self.disk.load().ok().and_then(|kept| kept.bundle);
+        let known = kept.clone().map(|bundle| bundle.x509_authorities);
+        let known = known.unwrap_or_default();
+        match self.trust(kept, true) {
+            Ok(Trust::Bundle(bundle)) => {
+                self.roots.set(&bundle.anchors());
+                let mut all = bundle.x509_authorities.iter();
+                !all.all(|one| known.contains(one))
+            }
+            Ok(Trust::FirstUse) => false,
+            Err(error) => {
+                tracing::warn!(%error, "there is no other bundle to verify the server by");
+                false
+            }
+        }
+    }
+
     async fn attest(
         &self,
-        trust: Trust,
+        kept: Option<Bundle>,
         key: &PrivateKey,
         persistence: Persistence,
     ) -> Result<(OwnSvid, Bundle), ObtainError> {
         let prover = self.prover().await?;
         let mut backoff = Backoff::new(self.backoff, fastrand::Rng::new());
+        let mut is_doubted = false;
         loop {
-            let error = match self.attest_once(&trust, &*prover, key).await {
+            let tried = match self.trust(kept.clone(), is_doubted) {
+                Ok(trust) => self.attest_once(&trust, &*prover, key).await,
+                Err(error) => Err(error.into()),
+            };
+            let error = match tried {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };
             let delay = match &error {
+                ObtainError::Node(NodeError::Untrusted(_)) if !is_doubted => {
+                    is_doubted = true;
+                    Duration::ZERO
+                }
                 ObtainError::Node(passing) if passing.is_passing() => backoff.next_delay(),
+                ObtainError::Trust(error)
+                    if error.is_passing() || persistence == Persistence::Serving =>
+                {
+                    backoff.next_delay()
+                }
                 ObtainError::Node(NodeError::Refused(_) | NodeError::Prove(_))
                     if persistence == Persistence::Serving =>
                 {

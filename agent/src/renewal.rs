@@ -144,6 +144,14 @@ impl Renewal {
                     }
                     continue;
                 }
+                () = self.anew.doubted() => {
+                    // A server with authorities of which this node never heard does not know
+                    // the SVID either: who can, attests at once.
+                    if !self.obtain.trust_anew() || !held.reattestable {
+                        continue;
+                    }
+                    tracing::warn!("the server is of another authority: attesting anew by the bundle of trust_bundle_path");
+                }
                 () = self.anew.asked() => {
                     let age = self.clock.now().duration_since(held.received_at);
                     if age.is_ok_and(|age| age < FRESH) {

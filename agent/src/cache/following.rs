@@ -128,6 +128,9 @@ impl Cache {
                 message: end.message,
             });
         }
+        if end.untrusted {
+            self.deps.anew.doubt();
+        }
         self.contact.lost(self.deps.clock.now());
         // The server ends streams in good order now and then: no reason to wait.
         let delay = if end.in_order && self.was_in_sync {
