@@ -30,19 +30,38 @@ pub async fn call<S>(stream: S, path: &str, body: Vec<u8>) -> Ended
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    call_after(std::future::ready(()), stream, path, body).await
+}
+
+/// As [`call`], over a connection that asks nothing until then. Nothing is tried again.
+pub async fn call_after<S>(
+    then: impl Future<Output = ()>,
+    stream: S,
+    path: &str,
+    body: Vec<u8>,
+) -> Ended
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let what = format!("an end of {path}");
-    match within(&what, exchange(stream, path, body)).await {
+    match within(&what, exchange(then, stream, path, body)).await {
         Ok(trailers) => status(&trailers),
         Err(error) => Ended::Reset(error.to_string()),
     }
 }
 
-async fn exchange<S>(stream: S, path: &str, body: Vec<u8>) -> Result<HeaderMap, h2::Error>
+async fn exchange<S>(
+    then: impl Future<Output = ()>,
+    stream: S,
+    path: &str,
+    body: Vec<u8>,
+) -> Result<HeaderMap, h2::Error>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (client, connection) = h2::client::handshake(stream).await?;
     let talk = async {
+        then.await;
         let mut client = client.ready().await?;
         let request = Request::builder()
             .method(Method::POST)
@@ -64,11 +83,14 @@ where
         }
         Ok(body.trailers().await?.unwrap_or_default())
     };
-    tokio::pin!(connection);
+    tokio::pin!(talk, connection);
     tokio::select! {
-        ended = talk => ended,
-        // The connection's end is the call's end, with its error.
-        ended = &mut connection => Err(ended.err().unwrap_or_else(|| h2::Reason::CANCEL.into())),
+        ended = &mut talk => ended,
+        ended = &mut connection => {
+            ended?;
+            // It was ended in good order: what had come is read.
+            talk.await
+        }
     }
 }
 
