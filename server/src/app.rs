@@ -192,6 +192,7 @@ pub(crate) async fn run_in(
         kv: Arc::clone(&kv),
         ledger: ledger.clone(),
         pruned: Prune::counter(&metrics),
+        agents_after: server.prune_attested_nodes_expired_for,
     };
     let parts = Parts::new(PartsDeps {
         attestors,

@@ -117,6 +117,14 @@ pub struct Server {
         skip_serializing_if = "Option::is_none"
     )]
     pub agent_ttl: Option<Duration>,
+    /// Agents that could attest again and whose certificate ended so long ago are deleted; never
+    /// when absent. Banned ones stay.
+    #[serde(
+        default,
+        with = "humantime_serde",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub prune_attested_nodes_expired_for: Option<Duration>,
     /// How old the last confirmed state of the registry may be for attestations, changes and
     /// first SVIDs.
     #[serde(default = "default_max_staleness", with = "humantime_serde")]
@@ -325,6 +333,7 @@ impl Server {
             jwt_key_type: None,
             jwt_issuer: String::new(),
             agent_ttl: None,
+            prune_attested_nodes_expired_for: None,
             max_staleness: default_max_staleness(),
             max_renewal_staleness: default_max_renewal_staleness(),
             log_level: default_log_level(),
