@@ -37,7 +37,7 @@ pub use config::{K8sConfig, PodSource};
 use metrics::Metrics;
 use pod::Pod;
 use selectors::Known;
-use table::Table;
+use table::{Table, Told};
 use wants::Patience;
 
 const NAME: &str = "k8s";
@@ -112,15 +112,22 @@ impl K8s {
 
     async fn attest_at(&self, place: &Place) -> Result<Attested, AttestError> {
         let told = self.table.pod(place).await;
-        let (pod, mut soon) = told.map_err(|missing| AttestError::Failed {
+        let Told {
+            pod,
+            soon,
+            doubtful,
+        } = told.map_err(|missing| AttestError::Failed {
             what: "the pod of the process is not known",
             source: missing.into(),
         })?;
-        if !is_settled(place, &pod) && self.table.want(place) {
-            soon = soon.max(Soon::Unknown);
-        }
         let mut attested = self.say(place, &pod).await;
+        if doubtful {
+            selectors::doubt(&mut attested);
+        }
         attested.soon = soon;
+        if !is_settled(place, &pod) && self.table.want(place) {
+            attested.soon = soon.max(Soon::Unknown);
+        }
         Ok(attested)
     }
 

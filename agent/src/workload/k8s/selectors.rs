@@ -46,6 +46,22 @@ pub(super) fn of(pod: &Pod, container: Known<'_>) -> Attested {
     found.0
 }
 
+/// What of a pod can change while it runs.
+const CHANGING: [&str; 5] = [
+    "pod-label:",
+    "pod-owner:",
+    "pod-owner-uid:",
+    "pod-image:",
+    "pod-init-image:",
+];
+
+/// While nobody tells of the pod, what it had not may be there by now: that is unknown, not absent.
+pub(super) fn doubt(attested: &mut Attested) {
+    let mut found = Found(std::mem::take(attested));
+    found.unknown(&CHANGING);
+    *attested = found.0;
+}
+
 #[derive(Default)]
 struct Found(Attested);
 
@@ -102,7 +118,11 @@ impl Found {
     }
 
     fn unknown(&mut self, prefixes: &[&'static str]) {
-        let unknown = prefixes.iter().map(|prefix| Unknown { kind: NAME, prefix });
-        self.0.unknown.extend(unknown);
+        for prefix in prefixes {
+            let unknown = Unknown { kind: NAME, prefix };
+            if !self.0.unknown.contains(&unknown) {
+                self.0.unknown.push(unknown);
+            }
+        }
     }
 }

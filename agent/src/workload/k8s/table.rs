@@ -55,6 +55,16 @@ struct State {
     covers: u64,
 }
 
+/// What is said of a pod.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub(super) pod: Arc<Pod>,
+    /// What its follower will hear soon.
+    pub(super) soon: Soon,
+    /// It may have changed, and the source does not say.
+    pub(super) doubtful: bool,
+}
+
 /// Why nothing can be said of a pod.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Missing {
@@ -120,27 +130,36 @@ impl Table {
         follower.generation.subscribe()
     }
 
-    /// The pod of a process at `place`, and what its follower will hear soon.
+    /// The pod of a process at `place`.
     ///
     /// # Errors
     /// [`Missing`].
-    pub(super) async fn pod(&self, place: &Place) -> Result<(Arc<Pod>, Soon), Missing> {
+    pub(super) async fn pod(&self, place: &Place) -> Result<Told, Missing> {
         let mut states = self.state.subscribe();
+        let told = |pod, soon| Told {
+            pod,
+            soon,
+            doubtful: false,
+        };
+        let doubtful = |pod| Told {
+            doubtful: true,
+            ..told(pod, Soon::Nothing)
+        };
         let known = states.borrow_and_update().known(&place.pod, Instant::now());
         let old = match known {
             Some((pod, Age::Recent)) => {
                 // Whoever follows it wants it to be read again in time.
                 self.wake.notify_one();
-                return Ok((pod, Soon::Nothing));
+                return Ok(told(pod, Soon::Nothing));
             }
             Some((pod, Age::Unrefreshed)) => {
                 self.ask();
-                return Ok((pod, Soon::Nothing));
+                return Ok(doubtful(pod));
             }
             Some((pod, Age::Some)) => {
-                let waits = self.will_tell(&place.pod);
+                let soon = self.will_tell(&place.pod);
                 self.ask();
-                return Ok((pod, waits));
+                return Ok(told(pod, soon));
             }
             Some((pod, Age::Old)) => Some(pod),
             None if self.was_deleted(&place.pod) => {
@@ -150,13 +169,15 @@ impl Table {
         };
         let ticket = self.ask();
         let answer = self.answer(&mut states, place, ticket);
-        match (timeout(WAIT, answer).await, old) {
-            (Ok(Ok(pod)), _) | (Err(_), Some(pod)) => Ok((pod, Soon::Nothing)),
+        let answer = timeout(WAIT, answer).await;
+        let state = self.state.borrow();
+        match (answer, old) {
+            (Ok(Ok(pod)), _) if state.error.is_some() => Ok(doubtful(pod)),
+            (Ok(Ok(pod)), _) => Ok(told(pod, Soon::Nothing)),
             (Ok(Err(missing)), _) => Err(missing),
-            (Err(_), None) => Err(match self.state.borrow().covers >= ticket {
-                true => Missing::NotListed(place.pod.clone()),
-                false => Missing::Late,
-            }),
+            (Err(_), Some(pod)) => Ok(doubtful(pod)),
+            (Err(_), None) if state.covers >= ticket => Err(Missing::NotListed(place.pod.clone())),
+            (Err(_), None) => Err(Missing::Late),
         }
     }
 

@@ -254,6 +254,8 @@ async fn while_the_kubelet_is_away_the_known_keep_their_answer_and_others_get_no
     );
     let now = world.attest(WEB).await.unwrap();
     assert_eq!(values(&now), values(&before));
+    // A label that came meanwhile would not be known.
+    assert!(unknown(&now).contains(&"pod-label:"), "{now:?}");
 
     // It is asked again by itself, and is back.
     world.double.shows(PODS, body("kubelet/pods.json"));
