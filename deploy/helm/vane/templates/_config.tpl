@@ -16,6 +16,9 @@ default_jwt_svid_ttl = {{ toJson $server.defaultJwtSvidTTL }}
 {{- with $server.agentTTL }}
 agent_ttl = {{ toJson . }}
 {{- end }}
+{{- with $server.pruneAttestedNodesExpiredFor }}
+prune_attested_nodes_expired_for = {{ toJson . }}
+{{- end }}
 {{- with $spire.jwtIssuer }}
 jwt_issuer = {{ toJson . }}
 {{- end }}
