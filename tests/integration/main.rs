@@ -9,6 +9,7 @@ mod garbage;
 mod health;
 mod issue;
 mod jwt;
+mod kubernetes;
 mod limits;
 mod mistakes;
 mod outage;

@@ -203,6 +203,12 @@ impl World {
         self.start_agent(None, name, "", attestor).await
     }
 
+    /// As [`World::agent_by`]; one that refuses to start is an error with its log. An agent of
+    /// that name may have run before.
+    pub async fn try_agent_by(&self, name: &str, attestor: &str) -> Result<Agent, String> {
+        self.try_start_agent(None, name, "", attestor).await
+    }
+
     async fn start_agent(
         &self,
         descriptors: Option<u64>,
@@ -210,6 +216,18 @@ impl World {
         keys: &str,
         tables: &str,
     ) -> Agent {
+        self.try_start_agent(descriptors, name, keys, tables)
+            .await
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    async fn try_start_agent(
+        &self,
+        descriptors: Option<u64>,
+        name: &str,
+        keys: &str,
+        tables: &str,
+    ) -> Result<Agent, String> {
         let bundle = self.admin().await.bundle().await;
         let bundle = self.write("bundle.pem", &pem(&bundle));
         let socket = self.path(&format!("{name}.sock"));
@@ -228,7 +246,7 @@ impl World {
             environment: self.options.agent_environment.clone(),
             ..Launch::default()
         };
-        Agent::start(launch, config, log, socket).await
+        Agent::try_start(launch, config, log, socket).await
     }
 }
 
@@ -263,6 +281,13 @@ impl Agent {
         self.process.kill().await;
         between();
         Self::try_start(Launch::default(), self.config, self.log, self.socket).await
+    }
+
+    /// `kill -9`, waits for `between`, then starts it again.
+    pub async fn kill_and_restart_after(self, between: impl Future<Output = ()>) -> Self {
+        self.process.kill().await;
+        between.await;
+        Self::start(Launch::default(), self.config, self.log, self.socket).await
     }
 
     /// `kill -9`, then starts it again on its folder.
