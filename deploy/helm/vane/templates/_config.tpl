@@ -7,7 +7,7 @@
 {{- $allowed := default (list (printf "%s:%s" .Release.Namespace $agent)) $psat.serviceAccountAllowList -}}
 [server]
 trust_domain = {{ toJson $spire.trustDomain }}
-log_level = {{ toJson $server.logLevel }}
+log_level = {{ toJson (upper $server.logLevel) }}
 log_format = {{ toJson $server.logFormat }}
 ca_key_type = {{ toJson $server.caKeyType }}
 ca_ttl = {{ toJson $server.caTTL }}
