@@ -27,6 +27,9 @@ use crate::config::Config;
 use crate::node::{self, NodeError};
 use crate::own_svid::{Disk, DiskError, Kept, OwnSvid};
 
+/// The wait for a bundle's file: to look costs nobody else anything, and a pod waits for it.
+const FILE_WAIT: Duration = Duration::from_secs(2);
+
 /// What is needed to obtain one.
 pub struct Obtain {
     /// The configuration.
@@ -213,11 +216,8 @@ impl Obtain {
                     Duration::ZERO
                 }
                 ObtainError::Node(passing) if passing.is_passing() => backoff.next_delay(),
-                ObtainError::Trust(error)
-                    if error.is_passing() || persistence == Persistence::Serving =>
-                {
-                    backoff.next_delay()
-                }
+                ObtainError::Trust(error) if error.is_passing() => FILE_WAIT,
+                ObtainError::Trust(_) if persistence == Persistence::Serving => FILE_WAIT,
                 ObtainError::Node(NodeError::Refused(_) | NodeError::Prove(_))
                     if persistence == Persistence::Serving =>
                 {
