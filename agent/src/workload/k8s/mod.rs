@@ -37,7 +37,7 @@ pub use config::{K8sConfig, PodSource};
 use metrics::Metrics;
 use pod::Pod;
 use selectors::Known;
-use table::{Table, Told};
+use table::{Missing, Table, Told};
 use wants::Patience;
 
 const NAME: &str = "k8s";
@@ -111,15 +111,25 @@ impl K8s {
     }
 
     async fn attest_at(&self, place: &Place) -> Result<Attested, AttestError> {
-        let told = self.table.pod(place).await;
         let Told {
             pod,
             soon,
             doubtful,
-        } = told.map_err(|missing| AttestError::Failed {
-            what: "the pod of the process is not known",
-            source: missing.into(),
-        })?;
+        } = match self.table.pod(place).await {
+            Ok(told) => told,
+            Err(Missing::Soon) => {
+                return Ok(Attested {
+                    soon: Soon::Unknown,
+                    ..Attested::failed(NAME)
+                });
+            }
+            Err(missing) => {
+                return Err(AttestError::Failed {
+                    what: "the pod of the process is not known",
+                    source: missing.into(),
+                });
+            }
+        };
         let mut attested = self.say(place, &pod).await;
         if doubtful {
             selectors::doubt(&mut attested);

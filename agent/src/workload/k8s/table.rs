@@ -28,8 +28,11 @@ use crate::workload::Soon;
 const MAX_AGE: Duration = Duration::from_secs(30);
 /// What is younger can deny.
 const RECENT: Duration = Duration::from_secs(2);
-/// So long a caller waits for the answer that it needs.
-const WAIT: Duration = Duration::from_secs(4);
+/// So long a caller waits for the answer that it needs; then it is told that it comes, so that what
+/// other attestors know is served meanwhile.
+const WAIT: Duration = Duration::from_millis(500);
+/// So long a failure speaks for the next request, too.
+const FAILED: Duration = Duration::from_secs(1);
 /// How many followed pods are kept before those that nobody follows any more are looked for.
 const FOLLOWED: usize = 1_024;
 
@@ -49,8 +52,8 @@ pub(super) enum Read {
 struct State {
     pods: Arc<Pods>,
     read: Read,
-    /// Why the source does not answer.
-    error: Option<Arc<kubernetes::Error>>,
+    /// Why the source does not answer, and since when it did not say so again.
+    error: Option<(Arc<kubernetes::Error>, Instant)>,
     /// The last ticket that was drawn before the last request began.
     covers: u64,
 }
@@ -76,8 +79,9 @@ pub(super) enum Missing {
         "pod {0} is not among the pods of this node: it was deleted, or another kubelet made its cgroup (kubelet_cgroup_root)"
     )]
     NotListed(PodUid),
-    #[error("no answer within {} s", WAIT.as_secs())]
-    Late,
+    /// The follower will hear.
+    #[error("no answer yet")]
+    Soon,
 }
 
 /// Who wants to hear of a pod.
@@ -165,19 +169,24 @@ impl Table {
             None if self.was_deleted(&place.pod) => {
                 return Err(Missing::Deleted(place.pod.clone()));
             }
-            None => None,
+            None => match states.borrow().failed(Instant::now()) {
+                Some(error) => {
+                    self.ask();
+                    return Err(Missing::Source(error));
+                }
+                None => None,
+            },
         };
+        let soon = self.will_tell(&place.pod);
         let ticket = self.ask();
         let answer = self.answer(&mut states, place, ticket);
         let answer = timeout(WAIT, answer).await;
-        let state = self.state.borrow();
         match (answer, old) {
-            (Ok(Ok(pod)), _) if state.error.is_some() => Ok(doubtful(pod)),
+            (Ok(Ok(pod)), _) if self.trouble().is_some() => Ok(doubtful(pod)),
             (Ok(Ok(pod)), _) => Ok(told(pod, Soon::Nothing)),
             (Ok(Err(missing)), _) => Err(missing),
-            (Err(_), Some(pod)) => Ok(doubtful(pod)),
-            (Err(_), None) if state.covers >= ticket => Err(Missing::NotListed(place.pod.clone())),
-            (Err(_), None) => Err(Missing::Late),
+            (Err(_), Some(pod)) => Ok(told(pod, soon)),
+            (Err(_), None) => Err(Missing::Soon),
         }
     }
 
@@ -194,7 +203,7 @@ impl Table {
                 if let Some(pod) = state.pods.get(&place.pod) {
                     return Ok(Arc::clone(pod));
                 }
-                if let Some(error) = state.error {
+                if let Some((error, _)) = state.error {
                     return Err(Missing::Source(error));
                 }
                 if !self.want(place) {
@@ -216,7 +225,8 @@ impl Table {
 
     /// Why the source does not answer.
     pub(super) fn trouble(&self) -> Option<Arc<kubernetes::Error>> {
-        self.state.borrow().error.clone()
+        let state = self.state.borrow();
+        state.error.as_ref().map(|(error, _)| Arc::clone(error))
     }
 
     fn ask(&self) -> u64 {
@@ -307,9 +317,10 @@ impl Table {
             |place: &Place| pods.get(&place.pod).is_some_and(|pod| settled(place, pod));
         let given_up = self.wants().answered(Instant::now(), is_settled);
         self.followers().retain(|uid, follower| {
+            let waited = std::mem::take(&mut follower.waits);
             let (old, new) = (before.pods.get(uid), pods.get(uid));
             follower.deleted = new.is_none() && (old.is_some() || follower.deleted);
-            if old != new || std::mem::take(&mut follower.waits) || given_up.contains(uid) {
+            if old != new || waited || given_up.contains(uid) {
                 follower.tell();
             }
             !follower.is_alone()
@@ -320,7 +331,7 @@ impl Table {
     pub(super) fn fail(&self, error: kubernetes::Error, covers: u64) {
         self.metrics.failed();
         self.state.send_modify(|state| {
-            state.error = Some(Arc::new(error));
+            state.error = Some((Arc::new(error), Instant::now()));
             state.covers = covers;
         });
         self.tick();
@@ -357,6 +368,12 @@ enum Age {
 }
 
 impl State {
+    /// Why the source does not answer, when it just said so.
+    fn failed(&self, now: Instant) -> Option<Arc<kubernetes::Error>> {
+        let (error, at) = self.error.as_ref()?;
+        (now <= *at + FAILED).then(|| Arc::clone(error))
+    }
+
     fn known(&self, pod: &PodUid, now: Instant) -> Option<(Arc<Pod>, Age)> {
         let pod = Arc::clone(self.pods.get(pod)?);
         let age = match self.read {

@@ -120,6 +120,31 @@ impl World {
         soon(self.k8s.attest_at(&place(at))).await
     }
 
+    /// What is said once the pod is known.
+    async fn known(&self, at: (&str, &str)) -> Attested {
+        let known = async {
+            loop {
+                match self.k8s.attest_at(&place(at)).await {
+                    Ok(attested) if !attested.selectors.is_empty() => return attested,
+                    _ => tokio::task::yield_now().await,
+                }
+            }
+        };
+        soon(known).await
+    }
+
+    /// Why nothing is said, once that is so.
+    async fn unknown(&self, at: (&str, &str)) -> AttestError {
+        let unknown = async {
+            loop {
+                if let Err(error) = self.k8s.attest_at(&place(at)).await {
+                    return error;
+                }
+            }
+        };
+        soon(unknown).await
+    }
+
     fn follow(&self, (pod, _): (&str, &str)) -> tokio::sync::watch::Receiver<u64> {
         self.k8s.table.follow(&PodUid::parse(pod).unwrap())
     }
@@ -141,7 +166,7 @@ async fn a_process_outside_of_pods_has_no_selectors_and_asks_nobody() {
 async fn the_kubelet_is_asked_with_the_token_of_the_moment() {
     let world = World::new().await;
     world.double.shows(PODS, body("kubelet/pods.json"));
-    let web = world.attest(WEB).await.unwrap();
+    let web = world.known(WEB).await;
     assert!(values(&web).contains(&"container-name:app"), "{web:?}");
     assert_eq!(web.soon, Soon::Nothing);
     let seen = world.double.seen();
@@ -155,9 +180,9 @@ async fn the_kubelet_is_asked_with_the_token_of_the_moment() {
 async fn callers_that_come_together_share_an_answer() {
     let world = World::new().await;
     world.double.shows(PODS, body("kubelet/pods.json"));
-    let all = (0..200).map(|at| world.attest(if at % 2 == 0 { WEB } else { DB }));
+    let all = (0..200).map(|at| world.known(if at % 2 == 0 { WEB } else { DB }));
     for attested in futures_util::future::join_all(all).await {
-        assert_eq!(unknown(&attested.unwrap()), Vec::<&str>::new());
+        assert_eq!(unknown(&attested), Vec::<&str>::new());
     }
     let requests = world.double.seen().len();
     assert!(requests <= 2, "{requests} requests for 200 callers");
@@ -168,7 +193,7 @@ async fn a_container_that_the_kubelet_learns_of_wakes_who_follows() {
     let world = World::new().await;
     world.double.shows(PODS, body("kubelet/pods_partly.json"));
     let mut follow = world.follow(WEB);
-    let early = world.attest(WEB).await.unwrap();
+    let early = world.known(WEB).await;
     assert!(values(&early).contains(&"pod-label:app:web"), "{early:?}");
     assert!(
         !values(&early)
@@ -202,7 +227,7 @@ async fn there_is_an_end_to_asking_for_a_container_that_nobody_knows() {
     world.double.shows(PODS, body("kubelet/pods.json"));
     let stranger = (WEB.0, DB.1);
     let mut follow = world.follow(stranger);
-    let first = world.attest(stranger).await.unwrap();
+    let first = world.known(stranger).await;
     assert_eq!(first.soon, Soon::Unknown);
     follow.mark_unchanged();
     // Told once there is no hope any more.
@@ -216,7 +241,7 @@ async fn there_is_an_end_to_asking_for_a_container_that_nobody_knows() {
 async fn without_container_selectors_there_are_none_and_none_is_unknown() {
     let world = World::with(|config| config.disable_container_selectors = true).await;
     world.double.shows(PODS, body("kubelet/pods.json"));
-    let web = world.attest(WEB).await.unwrap();
+    let web = world.known(WEB).await;
     assert!(
         !values(&web)
             .iter()
@@ -236,7 +261,7 @@ async fn while_the_kubelet_is_away_the_known_keep_their_answer_and_others_get_no
     world
         .double
         .shows(PODS, only_web(body("kubelet/pods.json")));
-    let before = world.attest(WEB).await.unwrap();
+    let before = world.known(WEB).await;
     assert_eq!(world.k8s.trouble(), None);
 
     let refused = recorded("kubelet/pods_forbidden.json");
@@ -245,7 +270,7 @@ async fn while_the_kubelet_is_away_the_known_keep_their_answer_and_others_get_no
     world
         .double
         .answer(&Method::GET, PODS, Answer::Text(403, text));
-    let error = world.attest(DB).await.unwrap_err();
+    let error = world.unknown(DB).await;
     assert!(cause(&error).contains("403"), "{}", cause(&error));
     let trouble = world.k8s.trouble().unwrap();
     assert!(
@@ -259,13 +284,17 @@ async fn while_the_kubelet_is_away_the_known_keep_their_answer_and_others_get_no
 
     // It is asked again by itself, and is back.
     world.double.shows(PODS, body("kubelet/pods.json"));
-    soon(async { while world.attest(DB).await.is_err() {} }).await;
+    world.known(DB).await;
     assert_eq!(world.k8s.trouble(), None);
 }
 
 #[tokio::test]
 async fn an_answer_that_cannot_be_read_is_an_error_and_nobody_is_denied() {
-    let world = World::new().await;
+    let world = World::with(|config| {
+        config.max_poll_attempts = 1;
+        config.poll_retry_interval = Duration::from_millis(1);
+    })
+    .await;
     for answer in [
         Answer::Text(200, "<html>".to_owned()),
         Answer::Json(200, json!({"items": [{"metadata": 7}]})),
@@ -273,18 +302,40 @@ async fn an_answer_that_cannot_be_read_is_an_error_and_nobody_is_denied() {
         Answer::Close,
     ] {
         world.double.answer(&Method::GET, PODS, answer);
-        assert!(world.attest(WEB).await.is_err());
+        world.unknown(WEB).await;
     }
-    world.double.shows(
-        PODS,
-        json!({"kind": "PodList", "metadata": {}, "items": null}),
-    );
-    let error = world.attest(WEB).await.unwrap_err();
-    assert!(
-        cause(&error).contains("is not among the pods of this node"),
-        "{}",
-        cause(&error)
-    );
+    let empty = json!({"kind": "PodList", "metadata": {}, "items": null});
+    world.double.shows(PODS, empty);
+    let not_listed = async {
+        while !cause(&world.unknown(WEB).await).contains("is not among the pods of this node") {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(not_listed).await;
+}
+
+/// Whoever else knows something of the process is not held up.
+#[tokio::test(start_paused = true)]
+async fn a_source_that_hangs_lets_the_caller_go_on_and_tells_it_later() {
+    let patience = Patience {
+        tries: 60,
+        interval: Duration::from_millis(500),
+    };
+    let metrics = vane_chassis::metrics::Metrics::new("vane_agent", "0");
+    let table = Table::new(patience, Metrics::register(&metrics, Arc::new(System)));
+    let at = place(WEB);
+    let mut follow = table.follow(&at.pod);
+    let first = table.pod(&at).await.unwrap_err();
+    assert!(matches!(first, Missing::Soon), "{first}");
+    assert!(!follow.has_changed().unwrap());
+
+    let list: super::pod::PodList = serde_json::from_value(body("kubelet/pods.json")).unwrap();
+    let pods = list.items.into_iter().filter_map(|item| item.pod).collect();
+    let read = table::Read::At(tokio::time::Instant::now());
+    table.publish(pods, read, table.asked(), is_settled);
+    follow.changed().await.unwrap();
+    let told = table.pod(&at).await.unwrap();
+    assert_eq!((&*told.pod.namespace, told.soon), ("shop", Soon::Nothing));
 }
 
 #[tokio::test]
@@ -296,7 +347,7 @@ async fn a_kubelet_of_another_ca_gets_no_token() {
     })
     .await;
     world.double.shows(PODS, body("kubelet/pods.json"));
-    let error = world.attest(WEB).await.unwrap_err();
+    let error = world.unknown(WEB).await;
     assert!(cause(&error).contains("TLS"), "{}", cause(&error));
     assert!(world.double.seen().is_empty());
 }
@@ -306,7 +357,7 @@ async fn who_was_told_of_old_pods_is_told_anew() {
     let world = World::new().await;
     world.double.shows(PODS, body("kubelet/pods.json"));
     let mut follow = world.follow(WEB);
-    world.attest(WEB).await.unwrap();
+    world.known(WEB).await;
     // As if the answer had come before RECENT and after MAX_AGE.
     let aged = tokio::time::Instant::now() - Duration::from_secs(10);
     world.k8s.table.age(aged);
@@ -330,7 +381,7 @@ async fn a_kubelet_that_starts_and_lists_nothing_yet_takes_no_identity() {
     let world = World::new().await;
     world.double.shows(PODS, body("kubelet/pods.json"));
     let mut follow = world.follow(WEB);
-    let before = world.attest(WEB).await.unwrap();
+    let before = world.known(WEB).await;
     let aged = tokio::time::Instant::now() - Duration::from_secs(10);
     world.k8s.table.age(aged);
     follow.mark_unchanged();
@@ -346,7 +397,7 @@ async fn a_kubelet_that_starts_and_lists_nothing_yet_takes_no_identity() {
 async fn the_pods_are_read_again_only_while_somebody_follows() {
     let world = World::new().await;
     world.double.shows(PODS, body("kubelet/pods.json"));
-    world.attest(WEB).await.unwrap();
+    world.known(WEB).await;
     let table = &world.k8s.table;
     let now = tokio::time::Instant::now();
     assert_eq!(table.due(now), None);

@@ -57,7 +57,7 @@ async fn only_the_pods_of_this_node_are_asked_for() {
         list_of(body("kubelet/pods.json"), &[WEB.0, DB.0]),
     );
     watching(&world, 1).await;
-    let web = world.attest(WEB).await.unwrap();
+    let web = world.known(WEB).await;
     assert!(values(&web).contains(&"container-name:app"));
     for call in world.double.seen() {
         assert!(
@@ -75,7 +75,7 @@ async fn a_changed_label_and_a_deleted_pod_wake_who_follows_at_once() {
     let list = list_of(body("kubelet/pods.json"), &[WEB.0]);
     serve(&world.double, list.clone());
     watching(&world, 1).await;
-    world.attest(WEB).await.unwrap();
+    world.known(WEB).await;
     let mut follow = world.follow(WEB);
 
     let mut pod = list["items"][0].clone();
@@ -132,8 +132,7 @@ async fn the_recorded_life_of_a_pod_is_followed() {
     let (life, end) = events.split_at(end.unwrap());
     let (first, rest) = life.split_first().unwrap();
     let come = async { world.double.tell(first.clone()) };
-    let (early, ()) = tokio::join!(world.attest(at), come);
-    let early = early.unwrap();
+    let (early, ()) = tokio::join!(world.known(at), come);
     assert!(values(&early).contains(&"pod-name:fleeting"), "{early:?}");
     assert_eq!(early.soon, Soon::Unknown);
 
@@ -159,7 +158,7 @@ async fn a_watch_goes_on_where_it_ended_and_lists_anew_when_that_is_gone() {
     let list = list_of(body("kubelet/pods.json"), &[WEB.0]);
     serve(&world.double, list.clone());
     watching(&world, 1).await;
-    world.attest(WEB).await.unwrap();
+    world.known(WEB).await;
     let mut follow = world.follow(WEB);
     let mut pod = list["items"][0].clone();
     pod["metadata"]["resourceVersion"] = json!("840");
@@ -188,11 +187,11 @@ async fn a_watch_goes_on_where_it_ended_and_lists_anew_when_that_is_gone() {
 #[tokio::test]
 async fn while_the_api_server_is_away_the_known_keep_their_answer() {
     let world = world().await;
-    let error = world.attest(WEB).await.unwrap_err();
+    let error = world.unknown(WEB).await;
     assert!(cause(&error).contains("404"), "{}", cause(&error));
     serve(&world.double, list_of(body("kubelet/pods.json"), &[WEB.0]));
     watching(&world, 1).await;
-    soon(async { while world.attest(WEB).await.is_err() {} }).await;
+    world.known(WEB).await;
 
     world.double.answer(&Method::GET, LIST, Answer::Close);
     world.double.hang_up();
@@ -203,6 +202,6 @@ async fn while_the_api_server_is_away_the_known_keep_their_answer() {
     })
     .await;
     world.attest(WEB).await.unwrap();
-    assert!(world.attest(DB).await.is_err());
+    world.unknown(DB).await;
     assert!(world.folder.path().exists());
 }

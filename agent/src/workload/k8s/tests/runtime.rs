@@ -109,7 +109,7 @@ async fn with_the_runtime_a_new_container_is_known_at_once() {
     let (socket, _running) = start(folder.path(), cri, false);
     let world = World::with(|config| config.cri_socket = Some(socket)).await;
     world.double.shows(PODS, body("kubelet/pods_partly.json"));
-    let web = world.attest(WEB).await.unwrap();
+    let web = world.known(WEB).await;
     assert!(values(&web).contains(&"container-name:app"), "{web:?}");
     assert!(values(&web).contains(&"container-image:docker.io/local/busybox@sha256:eff6"));
     assert_eq!(unknown(&web), ["pod-image:"]);
