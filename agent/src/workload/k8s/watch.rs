@@ -29,7 +29,9 @@ const MAX_PAGES: usize = 50;
 const LASTS: &str = "60";
 /// The longest wait for a word.
 const SILENCE: Duration = Duration::from_secs(75);
-/// The first and the longest wait after a failure.
+/// A watch that lasted so long was a good one.
+const STEADY: Duration = Duration::from_secs(10);
+/// The first and the longest wait after a failure, or after a watch that ended early.
 const FAILED: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// Who follows.
@@ -49,15 +51,21 @@ impl<S: Fn(&Place, &Pod) -> bool> Follower<'_, S> {
         let mut backoff = Backoff::new(policy, fastrand::Rng::new());
         let mut seen = None;
         loop {
-            let Some(ended) = stop
-                .run_until_cancelled(Box::pin(self.follow(&mut seen, &mut backoff)))
-                .await
-            else {
+            let began = Instant::now();
+            let following = Box::pin(self.follow(&mut seen));
+            let Some(ended) = stop.run_until_cancelled(following).await else {
                 return Ok(());
             };
+            let is_steady = began.elapsed() >= STEADY;
+            if is_steady {
+                backoff.reset();
+            }
             if let Err(error) = ended {
-                let again = error.is_gone();
-                if again {
+                // What cannot be read would come again from the same version.
+                if matches!(error, Error::Malformed { .. } | Error::TooLong { .. }) {
+                    seen = None;
+                }
+                if error.is_gone() {
                     seen = None;
                 } else {
                     match self.table.trouble() {
@@ -70,16 +78,18 @@ impl<S: Fn(&Place, &Pod) -> bool> Follower<'_, S> {
                     }
                     self.table.fail(error, u64::MAX);
                 }
-                let pause = backoff.next_delay();
-                if stop.run_until_cancelled(sleep(pause)).await.is_none() {
-                    return Ok(());
-                }
+            } else if is_steady {
+                continue;
+            }
+            let pause = backoff.next_delay();
+            if stop.run_until_cancelled(sleep(pause)).await.is_none() {
+                return Ok(());
             }
         }
     }
 
     /// From what was `seen`, or from a new list, until the watch ends.
-    async fn follow(&self, seen: &mut Option<Seen>, backoff: &mut Backoff) -> Result<(), Error> {
+    async fn follow(&self, seen: &mut Option<Seen>) -> Result<(), Error> {
         let seen = match seen {
             Some(seen) => seen,
             None => {
@@ -95,7 +105,6 @@ impl<S: Fn(&Place, &Pod) -> bool> Follower<'_, S> {
             ("resourceVersion", &seen.version),
         ]);
         let mut watch = self.client.watch::<Item>(&path, BOUNDS, SILENCE).await?;
-        backoff.reset();
         self.publish(&seen.pods);
         loop {
             let event = tokio::select! {
