@@ -1,7 +1,7 @@
 //! The configuration of `vane-agent`: TOML with SPIRE's names, a default for every key but
 //! those that say who and where the server is. Unknown keys are refused.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -46,6 +46,9 @@ pub struct Agent {
     /// The public socket: Workload API, health, reflection; everybody may connect.
     #[serde(default = "default_socket_path")]
     pub socket_path: PathBuf,
+    /// More names of that socket, as links beside it.
+    #[serde(default)]
+    pub socket_aliases: Vec<String>,
     /// Also listen where SPIRE's clients look: /tmp/spire-agent/public/api.sock.
     #[serde(default)]
     pub compat_socket: bool,
@@ -143,6 +146,8 @@ pub enum BundleFormat {
 
 /// SPIRE's public socket, for `compat_socket`.
 pub const COMPAT_SOCKET: &str = "/tmp/spire-agent/public/api.sock";
+/// The most `socket_aliases`.
+const MAX_ALIASES: usize = 16;
 
 /// The shortest `offline_grace`: two heartbeats of the server.
 const MIN_GRACE: Duration = Duration::from_secs(20);
@@ -161,6 +166,11 @@ pub enum Invalid {
         "agent.socket_path and agent.admin_socket_path are both {0:?}: everybody may use the one, only root the other"
     )]
     SameSocket(PathBuf),
+    /// What is no name of a file of its own in the folder of the socket.
+    #[error(
+        "agent.socket_aliases: {0:?} is not the name of another file in the folder of agent.socket_path (at most {MAX_ALIASES} are possible)"
+    )]
+    Alias(String),
     /// The group is not known here.
     #[error("agent.admin_group: there is no group \"{0}\"")]
     Group(String),
@@ -262,6 +272,7 @@ impl Agent {
         if admin == self.socket_path {
             return Err(Invalid::SameSocket(admin));
         }
+        self.check_aliases(&admin)?;
         self.admin_gid()?;
         if self.server_address.trim().is_empty() {
             return Err(Invalid::NoServer);
@@ -285,6 +296,26 @@ impl Agent {
             return Err(Invalid::ShortGrace(grace));
         }
         Ok(())
+    }
+}
+
+impl Agent {
+    fn check_aliases(&self, admin: &Path) -> Result<(), Invalid> {
+        let is_name = |alias: &str| {
+            let mut parts = Path::new(alias).components();
+            let only = (parts.next(), parts.next());
+            let beside = self.socket_path.with_file_name(alias);
+            matches!(only, (Some(Component::Normal(name)), None) if name == alias)
+                && !alias.contains('\0')
+                && beside != self.socket_path
+                && beside != admin
+        };
+        let mut aliases = self.socket_aliases.iter().enumerate();
+        let wrong = aliases.find(|(at, alias)| *at >= MAX_ALIASES || !is_name(alias));
+        match wrong {
+            Some((_, alias)) => Err(Invalid::Alias(alias.clone())),
+            None => Ok(()),
+        }
     }
 }
 

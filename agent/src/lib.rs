@@ -39,6 +39,8 @@ mod testing;
 
 mod api;
 
+mod aliases;
+
 mod sockets;
 pub mod takeover;
 

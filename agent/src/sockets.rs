@@ -13,10 +13,11 @@ use anyhow::Context as _;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use vane_chassis::files::{SHARED_RUN_DIR, compat_dir, socket_dir};
+use vane_chassis::files::{Dir, SHARED_RUN_DIR, compat_dir, socket_dir};
 use vane_chassis::given::Given;
 use vane_chassis::unix_listener::{Socket, UnixListener};
 
+use crate::aliases;
 use crate::api::{self, Connector};
 use crate::config::{Agent, COMPAT_SOCKET, Config};
 use crate::limits::{Bounds, Limits};
@@ -100,8 +101,15 @@ pub(crate) fn public(
     stop: &CancellationToken,
 ) -> anyhow::Result<Vec<(&'static str, Listener)>> {
     let mut wanted = vec![(PUBLIC, agent.socket_path.clone())];
-    if let Some(dir) = agent.socket_path.parent().filter(|_| !given.has(PUBLIC)) {
-        socket_dir(dir, PUBLIC_DIR).context("agent.socket_path")?;
+    if let Some(dir) = agent.socket_path.parent() {
+        if !given.has(PUBLIC) {
+            socket_dir(dir, PUBLIC_DIR).context("agent.socket_path")?;
+        }
+        if !agent.socket_aliases.is_empty() {
+            let name = agent.socket_path.file_name().unwrap_or_default();
+            let dir = Dir::open(dir).context("agent.socket_path")?;
+            aliases::link(&dir, name, &agent.socket_aliases).context("agent.socket_aliases")?;
+        }
     }
     if agent.compat_socket {
         let path = PathBuf::from(COMPAT_SOCKET);

@@ -69,6 +69,31 @@ fn keys_that_exclude_each_other_or_do_not_exist_are_refused() {
 }
 
 #[test]
+fn an_alias_is_the_name_of_another_file_beside_the_socket() {
+    let with = |aliases: &str| {
+        let agent = "[agent]\ntrust_domain = \"example.org\"\nserver_address = \"h\"\n";
+        let mut config = parse(&format!("{agent}socket_aliases = {aliases}\n"));
+        config.check()
+    };
+    with("[\"socket\", \"spire-agent.sock\"]").unwrap();
+    let many = format!("{:?}", vec!["a"; 17]);
+    for wrong in [
+        "[\"\"]",
+        "[\".\"]",
+        "[\"..\"]",
+        "[\"a/b\"]",
+        "[\"a/\"]",
+        "[\"/etc/x\"]",
+        "[\"a\\u0000\"]",
+        "[\"agent.sock\"]",
+        "[\"agent-admin.sock\"]",
+        many.as_str(),
+    ] {
+        assert!(with(wrong).is_err(), "{wrong}");
+    }
+}
+
+#[test]
 fn the_admin_socket_stands_beside_the_public_one_and_is_never_the_same() {
     let agent = "[agent]\ntrust_domain = \"example.org\"\nserver_address = \"h\"\n";
     let admin = |more: &str| parse(&format!("{agent}{more}")).agent.admin_socket();

@@ -2,7 +2,7 @@
 //!
 //! A pod that gets it can do to what is in it whatever the modes allow, as root inside the pod
 //! is root there: an admin socket or a key of the agent in the same folder would be the pod's.
-//! So the folder holds sockets that everybody may use and nothing else, checked at the start and
+//! So the folder holds sockets that everybody may use, links, and nothing else, checked at the start and
 //! before each mount. The sockets themselves come and go as agents do.
 
 use std::ffi::OsStr;
@@ -202,7 +202,12 @@ impl Content {
                 Err(Errno::NOENT) => continue,
                 stat => stat?,
             };
-            let is_socket = FileType::from_raw_mode(stat.st_mode) == FileType::Socket;
+            let kind = FileType::from_raw_mode(stat.st_mode);
+            // A link leads a pod where it could go by itself, in its own view of files.
+            if kind == FileType::Symlink {
+                continue;
+            }
+            let is_socket = kind == FileType::Socket;
             content.has_others |= !is_socket;
             if !is_socket || stat.st_mode & CONNECT == 0 {
                 let name = PathBuf::from(OsStr::from_bytes(name.to_bytes()));
@@ -275,23 +280,24 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_folder_and_one_with_public_sockets_are_given() {
+    fn an_empty_folder_and_one_with_public_sockets_and_links_are_given() {
         let (dir, folder) = folder();
         folder.check().unwrap();
         socket(dir.path(), "agent.sock", 0o777);
+        symlink("agent.sock", dir.path().join("spire-agent.sock")).unwrap();
+        symlink("/etc/shadow", dir.path().join("elsewhere")).unwrap();
         folder.check().unwrap();
     }
 
     #[test]
-    fn an_admin_socket_a_key_a_link_or_a_folder_beside_it_is_refused_by_name() {
-        for name in ["agent-admin.sock", "seal.key", "link.sock", "sub"] {
+    fn an_admin_socket_a_key_or_a_folder_beside_it_is_refused_by_name() {
+        for name in ["agent-admin.sock", "seal.key", "sub"] {
             let (dir, folder) = folder();
             socket(dir.path(), "agent.sock", 0o777);
             let path = dir.path().join(name);
             match name {
                 "agent-admin.sock" => socket(dir.path(), name, 0o660),
                 "seal.key" => fs::write(path, "k").unwrap(),
-                "link.sock" => symlink("agent.sock", path).unwrap(),
                 _ => fs::create_dir(path).unwrap(),
             }
             let error = folder.check().unwrap_err().to_string();

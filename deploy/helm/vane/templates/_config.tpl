@@ -73,6 +73,9 @@ trust_domain = {{ toJson .Values.global.spire.trustDomain }}
 server_address = {{ toJson (default (printf "%s-server" (include "vane.fullname" .)) $agent.server.address) }}
 server_port = {{ $agent.server.port }}
 socket_path = {{ toJson (printf "/run/vane/%s" (base $agent.socketPath)) }}
+{{- with without $agent.socketAlternate.names (base $agent.socketPath) }}
+socket_aliases = {{ toJson . }}
+{{- end }}
 admin_socket_path = "/run/vane-agent/admin.sock"
 seal_key_dir = "/run/vane-agent"
 trust_bundle_path = "/run/vane-bundle/bundle.json"
