@@ -1,8 +1,8 @@
 //! How often a customer has tokens made: one that asks for ever new audiences leaves the rest of
 //! the server's rate (500 a second for each agent) to the others on the node.
 //!
-//! A customer is a pod, or all processes of one user in one cgroup, as for connections. What is cached
-//! costs nothing, nor does a token that is replaced ahead or that others wait for already.
+//! A customer is a pod, or all processes of one user in one cgroup, as for connections. What is
+//! cached costs nothing, nor does a token that is replaced ahead or that others wait for already.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

@@ -52,7 +52,7 @@ pub enum Refusal {
     Full,
     /// The customer has had too many made.
     #[error(
-        "this user's processes in this cgroup ask for too many different JWT-SVIDs: {RATE} a second are made"
+        "this pod, or this user's processes in this cgroup, ask for too many different JWT-SVIDs: {RATE} a second are made"
     )]
     Pace,
 }
