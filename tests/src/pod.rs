@@ -21,7 +21,7 @@ use tokio_rustls::TlsAcceptor;
 use vane_chassis::backoff::Policy;
 use vane_chassis::clock::System;
 use vane_chassis::mtls::{
-    Identity, Party, Refusal, Roots, anyone, client_config, connect, only, server_config,
+    Identity, Party, Roots, anyone, client_config, connect, only, server_config,
 };
 use vane_client::endpoint::{ENV, Endpoint};
 use vane_client::workload::{Change, X509Contexts, address};
@@ -157,10 +157,7 @@ async fn serve(address: &str, allowed: &[&str]) -> ExitCode {
             };
             match tokio::time::timeout(DEADLINE, answer).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    let why = Refusal::find(&error).map_or(error.to_string(), Refusal::to_string);
-                    say(&json!({"refused": why}));
-                }
+                Ok(Err(error)) => say(&json!({"refused": error.to_string()})),
                 Err(_) => say(&json!({"refused": "nothing came"})),
             }
         });
