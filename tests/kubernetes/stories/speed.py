@@ -88,11 +88,17 @@ def a_hundred_pods_at_once(cluster, checks):
 
 def a_greedy_pod_starves_nobody(cluster, checks):
     wanted = cluster.entry("/modest", f"k8s:ns:{SPACE}", "k8s:pod-label:modest:yes")
-    flood = "for i in 1 2 3 4 5; do sleep 100000 | vane-test-greedy /run/vane/agent.sock 1000 & done; wait"
+    # Each process says every second how many of its connections are still open.
+    flood = "for i in 1 2 3 4 5; do while sleep 1; do echo; done | vane-test-greedy /run/vane/agent.sock 1000 > /tmp/$i & done; wait"
     cluster.run(pod("greedy", "sh", "-c", flood), pod("modest-before", "vane-test-pod", "first", labels={"modest": "yes"}))
-    opened = lambda: [line for line in cluster.node.kubectl("-n", SPACE, "logs", "greedy", check=False).splitlines() if "connections=" in line]  # noqa: E731
-    said = until("the greedy pod has opened what it can", lambda: len(opened()) == 5 and opened(), 90)
-    held = sum(int(line.rsplit("=", 1)[1]) for line in said)
+    cluster.ready("greedy")
+
+    def counts():
+        said = [cluster.exec("greedy", "cat", f"/tmp/{at}", check=False, namespace=SPACE).split() for at in range(1, 6)]
+        return [int(lines[-1]) for lines in said if len(lines) > 4]
+
+    until("the greedy pod has opened what it can", lambda: len(counts()) == 5, 90)
+    held = sum(said := counts())
     cluster.run(pod("modest", "vane-test-pod", "first", labels={"modest": "yes"}))
     got = cluster.first("modest")
     agent = cluster.agent_pod()["metadata"]["name"]
