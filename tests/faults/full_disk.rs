@@ -10,8 +10,8 @@ use std::process::Command;
 use tonic::{Code, Status};
 use vane_tests::admin::{Admin, entry};
 use vane_tests::process::{free_port, metric, ops, within};
-use vane_tests::workload::{ids, verify};
-use vane_tests::world::{Options, World, own_selector, spiffe_id};
+use vane_tests::workload::{SvidStream, ids, verify};
+use vane_tests::world::{Agent, Options, World, own_selector, spiffe_id};
 use vane_wire::spire::api::server::entry::v1::{BatchCreateEntryRequest, GetEntryRequest};
 
 use super::Outcome;
@@ -81,6 +81,14 @@ async fn all_there(admin: &Admin, ids: &[String]) {
     }
 }
 
+/// A stream on a new connection, once it has brought the own SVID.
+async fn served(agent: &Agent) -> SvidStream {
+    let mut stream = agent.workload().await.watch().await.unwrap();
+    let own = stream.until(|ids| ids == [spiffe_id("/own")]).await;
+    own.unwrap();
+    stream
+}
+
 /// Commits fail with a text while the disk is full, what is in memory is served on, and with
 /// space the same process goes on: nothing that was acknowledged is lost.
 pub async fn commit() -> Outcome {
@@ -90,6 +98,8 @@ pub async fn commit() -> Outcome {
     let admin = world.admin().await;
     let own = entry(&spiffe_id("/own"), &agent.id, &[&own_selector()]);
     let mut acknowledged = vec![admin.create(own).await];
+    // What is not in memory before the disk is full cannot be issued then.
+    served(&agent).await;
     let mut refusals = 0;
     let mut n = 0;
     for round in 0..ROUNDS {
@@ -110,11 +120,7 @@ pub async fn commit() -> Outcome {
         let text = refusal.message();
         assert!(text.contains("space"), "the cause and the way out: {text}");
         assert_eq!(world.server().pid(), pid);
-        let mut stream = agent.workload().await.watch().await.unwrap();
-        stream
-            .until(|ids| ids == [spiffe_id("/own")])
-            .await
-            .unwrap();
+        let mut stream = served(&agent).await;
 
         std::fs::remove_file(ballast).unwrap();
         let mut looks = tokio::time::interval(LOOK);
