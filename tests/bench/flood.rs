@@ -56,7 +56,7 @@ pub(crate) async fn run(scale: &Scale) -> Report {
 }
 
 async fn fetch(agent: &Agent) {
-    let mut stream = agent.workload().await.watch().await.unwrap();
+    let mut stream = agent.workload().await.served().await;
     stream.until(|ids| ids.len() == 1).await.unwrap();
 }
 

@@ -136,7 +136,7 @@ impl<'a> Run<'a> {
                 self.standing.push_back(id);
             }
         }
-        let mut stream = workload.watch().await.unwrap();
+        let mut stream = workload.served().await;
         let all = |ids: &[String]| ids.len() == STANDING + 1;
         stream.until(all).await.unwrap();
         stream

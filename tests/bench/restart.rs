@@ -59,6 +59,6 @@ pub(crate) async fn run(_: &Scale) -> Report {
 }
 
 async fn all(agent: &Agent) {
-    let mut stream = agent.workload().await.watch().await.unwrap();
+    let mut stream = agent.workload().await.served().await;
     stream.until(|ids| ids.len() == SVIDS).await.unwrap();
 }

@@ -37,7 +37,7 @@ pub(crate) async fn run(scale: &Scale) -> Report {
     admin
         .create(entry(&spiffe_id("/own"), &agent.id, &[&own_selector()]))
         .await;
-    let mut stream = agent.workload().await.watch().await.unwrap();
+    let mut stream = agent.workload().await.served().await;
     stream.until(|ids| ids.len() == 1).await.unwrap();
     drop(stream);
 

@@ -81,7 +81,7 @@ async fn all_there(admin: &Admin, ids: &[String]) {
     }
 }
 
-/// A stream on a new connection, once it has brought the own SVID.
+/// A stream on a new connection, which has brought the own SVID.
 async fn served(agent: &Agent) -> SvidStream {
     let mut stream = agent.workload().await.watch().await.unwrap();
     let own = stream.until(|ids| ids == [spiffe_id("/own")]).await;
@@ -99,7 +99,7 @@ pub async fn commit() -> Outcome {
     let own = entry(&spiffe_id("/own"), &agent.id, &[&own_selector()]);
     let mut acknowledged = vec![admin.create(own).await];
     // What is not in memory before the disk is full cannot be issued then.
-    served(&agent).await;
+    agent.workload().await.served().await;
     let mut refusals = 0;
     let mut n = 0;
     for round in 0..ROUNDS {
@@ -201,7 +201,7 @@ pub async fn sealing() -> Outcome {
     let own = |path| entry(&spiffe_id(path), &agent.id, &[&own_selector()]);
     admin.create(own("/a")).await;
     let workload = agent.workload().await;
-    let mut stream = workload.watch().await.unwrap();
+    let mut stream = workload.served().await;
     stream.until(|ids| ids.len() == 1).await.unwrap();
     sealed(port, "x509", 1).await;
 

@@ -78,7 +78,7 @@ async fn a_node_with_a_certificate_is_an_agent_until_it_is_banned() {
     admin
         .create(entry(&spiffe_id("/web"), &spiffe_id("/nodes"), &[&own]))
         .await;
-    let mut stream = agent.workload().await.watch().await.unwrap();
+    let mut stream = agent.workload().await.served().await;
     stream
         .until(|ids| ids == [spiffe_id("/web")])
         .await

@@ -96,7 +96,7 @@ async fn spires_default_paths_reach_both_programs() {
     admin
         .create(entry(&spiffe_id("/web"), &agent.id, &[&own_selector()]))
         .await;
-    let mut stream = Workload::connect(agent_socket).await.watch().await.unwrap();
+    let mut stream = Workload::connect(agent_socket).await.served().await;
     let message = stream
         .until(|ids| ids == [spiffe_id("/web")])
         .await

@@ -100,7 +100,7 @@ async fn bundles_set_on_the_command_line_reach_the_workloads_that_federate() {
     );
     good(&world, &create, "").await;
     let workload = agent.workload().await;
-    let mut stream = workload.watch().await.unwrap();
+    let mut stream = workload.served().await;
     federated(&mut stream, &[("one.org", &one), ("two.org", &two)]).await;
     let mut bundles = workload
         .api()

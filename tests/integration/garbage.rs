@@ -483,6 +483,7 @@ async fn garbage_on_a_socket_ends_its_connection_and_nothing_else() {
     admin
         .create(entry(&spiffe_id("/w"), &agent.id, &[&own_selector()]))
         .await;
+    agent.workload().await.served().await;
     let address = remote::local(world.port());
     let tls = async || {
         let tcp = TcpStream::connect(address).await.unwrap();

@@ -65,7 +65,7 @@ async fn server_and_agent_tell_how_they_fare() {
     admin
         .create(entry(&spiffe_id("/w"), &agent.id, &[&selector]))
         .await;
-    let mut stream = agent.workload().await.watch().await.unwrap();
+    let mut stream = agent.workload().await.served().await;
     stream.next().await.unwrap();
 
     for port in [server_ops, agent_ops] {

@@ -39,7 +39,7 @@ async fn an_entry_reaches_an_open_stream_in_less_than_a_second_and_so_does_its_d
     admin
         .create(entry(&spiffe_id("/first"), &agent.id, &[&own]))
         .await;
-    let mut stream = workload.watch().await.unwrap();
+    let mut stream = workload.served().await;
     let first = stream
         .until(|ids| ids == [spiffe_id("/first")])
         .await
@@ -89,7 +89,7 @@ async fn a_stream_whose_last_identity_is_deleted_ends_with_permission_denied() {
     let only = admin
         .create(entry(&spiffe_id("/only"), &agent.id, &[&own_selector()]))
         .await;
-    let mut stream = workload.watch().await.unwrap();
+    let mut stream = workload.served().await;
     stream.until(|ids| ids.len() == 1).await.unwrap();
     admin.delete(&only).await;
     let end = loop {
@@ -112,7 +112,7 @@ async fn an_entry_is_served_by_the_agent_that_is_its_parent_and_by_no_other() {
     admin
         .create(entry(&spiffe_id("/child"), &one.id, &[&own_selector()]))
         .await;
-    let mut served = one.workload().await.watch().await.unwrap();
+    let mut served = one.workload().await.served().await;
     served
         .until(|ids| ids == [spiffe_id("/child")])
         .await
@@ -149,7 +149,7 @@ async fn an_id_of_2048_bytes_goes_all_the_way() {
     admin
         .create(entry(&longest, &agent.id, &[&own_selector()]))
         .await;
-    let mut stream = agent.workload().await.watch().await.unwrap();
+    let mut stream = agent.workload().await.served().await;
     let message = stream.until(|ids| ids == [longest.clone()]).await.unwrap();
     let svids = verify(&message, System.now());
     assert_eq!(svids[0].svid().id().as_str(), longest);

@@ -32,7 +32,7 @@ async fn register(admin: &Admin, agent: &Agent) {
     admin
         .create(entry(&spiffe_id("/w"), &agent.id, &[&own_selector()]))
         .await;
-    let mut stream = agent.workload().await.watch().await.unwrap();
+    let mut stream = agent.workload().await.served().await;
     stream.until(|ids| ids == [spiffe_id("/w")]).await.unwrap();
 }
 

@@ -40,7 +40,7 @@ impl Outage {
             let one = entry(&spiffe_id(path), &agent.id, &[&own_selector()]);
             created.push(admin.create(one).await);
         }
-        let mut stream = agent.workload().await.watch().await.unwrap();
+        let mut stream = agent.workload().await.served().await;
         stream.until(|ids| ids.len() == paths.len()).await.unwrap();
         self.sealed("x509", paths.len()).await;
         created

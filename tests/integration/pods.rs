@@ -28,7 +28,7 @@ async fn a_process_in_no_pod_keeps_its_other_selectors_and_the_kubelet_is_not_as
 
     let own = entry(&spiffe_id("/own"), &agent.id, &[&own_selector()]);
     admin.create(own).await;
-    let mut stream = workload.watch().await.unwrap();
+    let mut stream = workload.served().await;
     let own = [spiffe_id("/own")];
     stream.until(|ids| ids == own).await.unwrap();
     assert!(double.seen().is_empty());

@@ -29,7 +29,7 @@ async fn an_agent_that_is_killed_comes_back_with_its_own_svid_and_does_not_attes
         .await;
     let serial = agent_serial(&admin).await;
     let agent = agent.kill_and_restart().await;
-    let mut stream = agent.workload().await.watch().await.unwrap();
+    let mut stream = agent.workload().await.served().await;
     let message = stream.until(|ids| ids == [spiffe_id("/w")]).await.unwrap();
     verify(&message, System.now());
     assert_eq!(agent_serial(&admin).await, serial, "the same SVID");

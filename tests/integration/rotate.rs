@@ -50,7 +50,7 @@ async fn every_identity_is_valid_half_a_second_ahead_through_sixteen_rotations()
             .is_some_and(|status| status.code == 0)
     }));
 
-    let mut stream = agent.workload().await.watch().await.unwrap();
+    let mut stream = agent.workload().await.served().await;
     let first = stream.until(|ids| ids.len() == ENTRIES).await.unwrap();
     let order = order_of(&first);
     let mut held = HashMap::new();

@@ -75,7 +75,7 @@ async fn an_agent_that_is_attesting_hands_over() {
     let agent = world.agent("agent").await;
     let own = entry(&spiffe_id("/w"), &agent.id, &[&own_selector()]);
     world.admin().await.create(own).await;
-    fetch(&agent.socket).await.unwrap();
+    agent.workload().await.served().await;
     world.kill_server().await;
     let attests = || agent.log().contains("not attested yet");
     sample::until("it attests anew", attests).await;

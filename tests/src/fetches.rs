@@ -21,7 +21,7 @@ pub async fn world() -> (World, Agent) {
     admin
         .create(entry(&spiffe_id("/w"), &agent.id, &[&own_selector()]))
         .await;
-    fetch(&agent.socket).await.unwrap();
+    agent.workload().await.served().await;
     (world, agent)
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
-use tonic::{Request, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
 use vane_identity::bundle::{Bundle, X509Authority};
 use vane_identity::id::SpiffeId;
 use vane_identity::x509_svid::{Certificate, Role, VerifiedX509Svid, X509Svid};
@@ -34,7 +34,11 @@ pub struct Workload {
 }
 
 /// An open FetchX509SVID stream.
-pub struct SvidStream(Streaming<X509svidResponse>);
+pub struct SvidStream {
+    messages: Streaming<X509svidResponse>,
+    /// The first message, where it was waited for.
+    first: Option<X509svidResponse>,
+}
 
 impl Workload {
     /// Connects.
@@ -89,14 +93,41 @@ impl Workload {
             .clone()
             .fetch_x509svid(request(X509svidRequest {}))
             .await?;
-        Ok(SvidStream(stream.into_inner()))
+        Ok(SvidStream {
+            messages: stream.into_inner(),
+            first: None,
+        })
+    }
+
+    /// A stream that brings an identity. An entry that was created just now is on its way to the
+    /// agent: as long as it is not there, the answer is "no identity issued".
+    pub async fn served(&self) -> SvidStream {
+        let served = async {
+            loop {
+                let mut stream = self.watch().await.unwrap();
+                match stream.next().await {
+                    Ok(message) => {
+                        stream.first = Some(message);
+                        return stream;
+                    }
+                    Err(status) => assert_eq!(
+                        (status.code(), status.message()),
+                        (Code::PermissionDenied, "no identity issued")
+                    ),
+                }
+            }
+        };
+        within("an identity of this process", served).await
     }
 }
 
 impl SvidStream {
     /// The next message, or the status that ends the stream.
     pub async fn next(&mut self) -> Result<X509svidResponse, Status> {
-        match within("a message of FetchX509SVID", self.0.message()).await? {
+        if let Some(first) = self.first.take() {
+            return Ok(first);
+        }
+        match within("a message of FetchX509SVID", self.messages.message()).await? {
             Some(message) => Ok(message),
             None => Err(Status::ok("the stream ended")),
         }
@@ -104,7 +135,7 @@ impl SvidStream {
 
     /// As [`SvidStream::next`], where that takes longer than things do otherwise.
     pub async fn next_within(&mut self, longest: Duration) -> Result<X509svidResponse, Status> {
-        let next = tokio::time::timeout(longest, self.0.message()).await;
+        let next = tokio::time::timeout(longest, self.messages.message()).await;
         match next.unwrap_or_else(|_| panic!("no message within {longest:?}"))? {
             Some(message) => Ok(message),
             None => Err(Status::ok("the stream ended")),
