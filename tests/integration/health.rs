@@ -62,6 +62,8 @@ async fn server_and_agent_tell_how_they_fare() {
     let admin = world.admin().await;
     let agent = world.agent("agent").await;
     let selector = own_selector();
+    let refused = agent.workload().await.watch().await.unwrap().next().await;
+    assert_eq!(refused.unwrap_err().code(), tonic::Code::PermissionDenied);
     admin
         .create(entry(&spiffe_id("/w"), &agent.id, &[&selector]))
         .await;
@@ -92,6 +94,7 @@ async fn server_and_agent_tell_how_they_fare() {
     within("the server's metrics", shows(server_ops, &names)).await;
     let names = [
         "spire_agent_rpc_workload_api_fetch_x509svid{status=\"OK\"} 1",
+        "spire_agent_rpc_workload_api_fetch_x509svid{status=\"PermissionDenied\"} ",
         "vane_agent_sync_connected 1",
         "spire_agent_sync_entries_total 1",
         "vane_agent_workload_api_connections 1",

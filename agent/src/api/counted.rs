@@ -1,10 +1,16 @@
 //! Counts the calls of one service, by method and status.
+//!
+//! A call counts once, when its first message or its status leaves: a stream that is denied has
+//! no status in its headers.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use futures_util::future::BoxFuture;
+use http_body::Frame;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
 use tower::Service;
@@ -47,18 +53,62 @@ where
         let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = answer.await?;
-            let elapsed = clock.monotonic().saturating_duration_since(started);
-            calls.count(at, code(answer.headers()), elapsed);
-            Ok(answer)
+            let count = move |code| {
+                let elapsed = clock.monotonic().saturating_duration_since(started);
+                calls.count(at, code, elapsed);
+            };
+            if let Some(code) = code(answer.headers()) {
+                count(code);
+                return Ok(answer);
+            }
+            Ok(answer.map(|inner| {
+                Body::new(Answer {
+                    inner,
+                    count: Some(count),
+                })
+            }))
         })
     }
 }
 
-/// gRPC's status in the headers of an answer; one that begins well has none there.
-fn code(headers: &http::HeaderMap) -> i32 {
-    let status = headers.get("grpc-status");
-    status.map_or(0, |status| {
-        let text = status.to_str().ok();
-        text.and_then(|text| text.parse().ok()).unwrap_or(2)
-    })
+/// The messages of a call that is counted by the first of them.
+struct Answer<F> {
+    inner: Body,
+    /// None once it is counted.
+    count: Option<F>,
+}
+
+impl<F: FnOnce(i32) + Unpin> http_body::Body for Answer<F> {
+    type Data = bytes::Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(count) = self.count.take()
+        {
+            count(frame.trailers_ref().and_then(code).unwrap_or(OK));
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+const OK: i32 = 0;
+const UNKNOWN: i32 = 2;
+
+/// gRPC's status in headers or trailers, if one is there.
+fn code(headers: &http::HeaderMap) -> Option<i32> {
+    let text = headers.get("grpc-status")?.to_str().ok();
+    Some(text.and_then(|text| text.parse().ok()).unwrap_or(UNKNOWN))
 }
