@@ -35,6 +35,7 @@ pub use provider::provider;
 pub use roots::Roots;
 pub use rustls::Error;
 pub use verifier::{Authorizer, Refusal, anyone, only};
+pub(crate) use verifier::{check_signature, schemes};
 
 #[cfg(test)]
 mod testing;

@@ -258,7 +258,7 @@ impl ServerCertVerifier for SpiffeVerifier {
 }
 
 /// The peer holds the key of the leaf: it signed this handshake.
-pub(super) fn check_signature(
+pub(crate) fn check_signature(
     message: &[u8],
     leaf: &CertificateDer<'_>,
     signature: &DigitallySignedStruct,
@@ -267,7 +267,8 @@ pub(super) fn check_signature(
     verify_tls13_signature(message, leaf, signature, algorithms)
 }
 
-pub(super) fn schemes() -> Vec<SignatureScheme> {
+/// The signatures that are verified.
+pub(crate) fn schemes() -> Vec<SignatureScheme> {
     provider()
         .signature_verification_algorithms
         .supported_schemes()
