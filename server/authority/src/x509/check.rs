@@ -102,26 +102,13 @@ pub fn ca(
     plan: &CaPlan,
     serial: &Serial,
 ) -> Result<(), CheckError> {
-    let subject = plan.subject.to_der();
-    compare(
-        &parse(certificate)?,
-        certificate,
-        &Expected {
-            tbs,
-            serial,
-            signature: plan.signature,
-            issuer: &subject,
-            subject: &subject,
-            validity: plan.validity,
-            spki: plan.public_key.spki(),
-            subject_key_id: key_id(&plan.public_key),
-            authority_key_id: None,
-            dns_names: &[],
-            uri: plan.trust_domain.id().as_str(),
-            ca: true,
-        },
-    )?;
-    signature(certificate, plan.public_key.spki())
+    let own = Parent {
+        signature: plan.signature,
+        subject: &plan.subject.to_der(),
+        key_id: None,
+        spki: plan.public_key.spki(),
+    };
+    ca_below(certificate, tbs, plan, &own, serial)
 }
 
 /// Compares a CA below `issuer` with its plan and verifies its signature.
@@ -135,25 +122,50 @@ pub fn intermediate(
     issuer: &Issuer,
     serial: &Serial,
 ) -> Result<(), CheckError> {
+    let parent = Parent {
+        signature: issuer.signature,
+        subject: &issuer.subject,
+        key_id: Some(issuer.key_id),
+        spki: issuer.public_key.spki(),
+    };
+    ca_below(certificate, tbs, plan, &parent, serial)
+}
+
+/// Who signed a CA: itself or another one.
+struct Parent<'a> {
+    signature: Signature,
+    subject: &'a [u8],
+    /// None for a self-signed certificate.
+    key_id: Option<[u8; 20]>,
+    spki: &'a [u8],
+}
+
+fn ca_below(
+    certificate: &Certificate,
+    tbs: &[u8],
+    plan: &CaPlan,
+    parent: &Parent<'_>,
+    serial: &Serial,
+) -> Result<(), CheckError> {
     compare(
         &parse(certificate)?,
         certificate,
         &Expected {
             tbs,
             serial,
-            signature: issuer.signature,
-            issuer: &issuer.subject,
+            signature: parent.signature,
+            issuer: parent.subject,
             subject: &plan.subject.to_der(),
             validity: plan.validity,
             spki: plan.public_key.spki(),
             subject_key_id: key_id(&plan.public_key),
-            authority_key_id: Some(issuer.key_id),
+            authority_key_id: parent.key_id,
             dns_names: &[],
             uri: plan.trust_domain.id().as_str(),
             ca: true,
         },
     )?;
-    signature(certificate, issuer.public_key.spki())
+    signature(certificate, parent.spki)
 }
 
 /// Verifies the signature of a certificate with the key of its issuer.
