@@ -8,38 +8,37 @@ use anyhow::Context as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use vane_chassis::backoff::Policy;
-use vane_chassis::builtin::open_section;
-use vane_chassis::clock::{Clock, System, Watched};
+use vane_chassis::clock::{System, Watched};
 use vane_chassis::files::{private_dir, raise_nofile};
 use vane_chassis::health::Health;
 use vane_chassis::metrics::Metrics;
-use vane_chassis::mtls::{Identity, Party, Roots, client_config, only};
-use vane_chassis::tasks::{BoxError, TaskError, Tasks};
-use vane_client::channel::{self, Channel};
-use vane_identity::bundle::Bundle;
+use vane_chassis::mtls::{Identity, Roots};
+use vane_chassis::tasks::Tasks;
 use vane_identity::id::SpiffeId;
-use vane_wire::status::Reason;
 
+use self::ending::{finish, is_final};
+use self::parts::{Parts, vault};
+use self::trust::follow_bundle;
 use crate::api::admin;
 use crate::api::{Source, Unanswered};
-use crate::cache::{self, Cache, CacheError, Reader};
+use crate::cache::{self, Cache};
 use crate::config::Config;
 use crate::counters::{Counters, PREFIX};
 use crate::front::{Desk, Front, Left, Surroundings};
 use crate::jwt::{self, JwtCache};
 use crate::node;
-use crate::obtain::{Anew, Obtain, Persistence};
-use crate::own_svid::{Disk, OwnSvid};
-use crate::renewal::{Renewal, RenewalError};
-use crate::sealed::{self, Restored, Vault, VaultError, Writer};
-use crate::snapshot::Standing;
+use crate::obtain::Anew;
+use crate::own_svid::Disk;
+use crate::renewal::Renewal;
+use crate::sealed::{self, Writer};
 use crate::takeover::{self, Start};
 use crate::tenure::Tenure;
 use crate::vitals::Vitals;
-use crate::workload::{Attestors, BUILTINS, Deps};
 
-/// So long tasks may take to end.
-const DRAIN: Duration = Duration::from_secs(10);
+mod ending;
+mod parts;
+mod trust;
+
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// So long a caller of the Workload API waits for an SVID that is being fetched.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -53,20 +52,6 @@ pub struct Ready {
     pub workload_api: PathBuf,
     /// The agent's ID.
     pub agent_id: SpiffeId,
-}
-
-/// What every part uses.
-struct Parts {
-    config: Arc<Config>,
-    watched: Arc<Watched>,
-    clock: Arc<dyn Clock>,
-    backoff: Policy,
-    identity: Arc<Identity>,
-    roots: Arc<Roots>,
-    disk: Arc<Disk>,
-    tenure: Tenure,
-    /// None when nothing is kept over a restart.
-    vault: Option<Arc<Vault>>,
 }
 
 /// Runs an agent until `stop`, and tells `on_ready` once its socket is open.
@@ -141,47 +126,6 @@ pub(crate) async fn run_in(
         tracing::error!("removed this agent's own SVID: the server denies it");
     }
     ended
-}
-
-/// Where the state is sealed. Without a place for the key the agent goes on: what it cannot keep
-/// comes from the server again.
-fn vault(config: &Config) -> anyhow::Result<Option<Arc<Vault>>> {
-    let agent = &config.agent;
-    if !agent.sealed_state {
-        private_dir(&agent.data_dir)?.remove(sealed::FILE)?;
-        return Ok(None);
-    }
-    match Vault::open(
-        agent.trust_domain.clone(),
-        &agent.data_dir,
-        &agent.seal_key_dir,
-    ) {
-        Ok(vault) => Ok(Some(Arc::new(vault))),
-        Err(error @ VaultError::Newer { .. }) => Err(error.into()),
-        Err(error) => {
-            tracing::warn!(
-                %error,
-                "nothing is kept for the workloads over a restart: agent.seal_key_dir has to be a folder on a tmpfs that this user may write to (agent.sealed_state = false silences this)"
-            );
-            Ok(None)
-        }
-    }
-}
-
-/// Whether the server denied the SVID for good (SPIRE's agents remove it then, too).
-fn is_final(error: &anyhow::Error) -> bool {
-    let denied = |reason: Reason| reason != Reason::AgentMustReattest;
-    error
-        .chain()
-        .any(|cause| match cause.downcast_ref::<CacheError>() {
-            Some(CacheError::Denied { reason, .. }) => denied(*reason),
-            None => match cause.downcast_ref::<RenewalError>() {
-                Some(RenewalError::Denied(node::NodeError::Denied { reason, .. })) => {
-                    denied(*reason)
-                }
-                _ => false,
-            },
-        })
 }
 
 impl Parts {
@@ -370,150 +314,5 @@ impl Parts {
             }
             (_, ended) => ended,
         }
-    }
-
-    /// With sealed state nothing is waited for; without, the SVID of the agent is.
-    async fn start(
-        &self,
-        obtain: &Obtain,
-    ) -> anyhow::Result<(SpiffeId, Option<OwnSvid>, Option<Restored>)> {
-        // One that expired may have lost its key to a new attestation that nobody answers.
-        let agent_id = self.disk.load()?.id;
-        let restored = match &self.vault {
-            Some(vault) => vault.load(agent_id.as_ref(), self.clock.now())?,
-            None => None,
-        };
-        if let (Some(agent_id), Some(restored)) = (agent_id, restored) {
-            return Ok((agent_id, obtain.kept()?, Some(restored)));
-        }
-        let own = obtain.own_svid(Persistence::Starting).await?;
-        Ok((own.id.clone(), Some(own), None))
-    }
-
-    fn obtain(&self) -> Obtain {
-        Obtain {
-            config: Arc::clone(&self.config),
-            clock: Arc::clone(&self.clock),
-            backoff: self.backoff,
-            roots: Arc::clone(&self.roots),
-            disk: Arc::clone(&self.disk),
-        }
-    }
-
-    fn party(&self, identity: Arc<Identity>) -> anyhow::Result<Party> {
-        Ok(Party {
-            identity,
-            roots: Arc::clone(&self.roots),
-            authorizer: only(self.config.agent.trust_domain.server_id()?),
-            clock: Arc::clone(&self.clock),
-        })
-    }
-
-    /// Makes channels that present the identity of the moment in which they connect.
-    fn connect(&self) -> anyhow::Result<Box<dyn Fn() -> Channel + Send + Sync>> {
-        let tls = client_config(&self.party(Arc::clone(&self.identity))?)?;
-        let (host, port) = (
-            self.config.agent.server_address.clone(),
-            self.config.agent.server_port,
-        );
-        Ok(Box::new(move || {
-            channel::server(&host, port, Arc::clone(&tls))
-        }))
-    }
-
-    async fn attestors(&self, metrics: &Metrics) -> anyhow::Result<Attestors> {
-        let deps = Deps {
-            clock: Arc::clone(&self.clock),
-            metrics: metrics.clone(),
-        };
-        let mut attestors = Vec::new();
-        for section in &self.config.workload_attestor {
-            attestors.push(open_section(BUILTINS, section, &deps).await?);
-        }
-        Ok(Attestors::new(attestors))
-    }
-}
-
-async fn finish(tasks: Tasks) -> anyhow::Result<()> {
-    tasks.join(DRAIN).await.map_err(|error| match error {
-        // The task's own error says it; the name of the task would only stand before it.
-        TaskError::Failed { source, .. } => unboxed(source),
-        other => other.into(),
-    })
-}
-
-/// The error of a task, as itself: what is in a box cannot be told apart by [`is_final`].
-fn unboxed(error: BoxError) -> anyhow::Error {
-    let error = match error.downcast::<CacheError>() {
-        Ok(error) => return (*error).into(),
-        Err(error) => error,
-    };
-    match error.downcast::<RenewalError>() {
-        Ok(error) => (*error).into(),
-        Err(error) => anyhow::Error::from_boxed(error),
-    }
-}
-
-/// Trusts what the server pushes, and tells who else wants to know.
-async fn follow_bundle(
-    reader: Reader,
-    roots: Arc<Roots>,
-    own: watch::Sender<Option<Arc<Bundle>>>,
-    stop: CancellationToken,
-) -> Result<(), std::convert::Infallible> {
-    let mut snapshots = reader.snapshots();
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            changed = snapshots.changed() => if changed.is_err() { return Ok(()) },
-        }
-        let bundle = {
-            let snapshot = snapshots.borrow_and_update();
-            // One from before a restart may be older than the one beside the agent's own SVID.
-            match snapshot.standing() {
-                Standing::Current => snapshot.own_bundle().cloned(),
-                Standing::Unconfirmed | Standing::Overdue => None,
-            }
-        };
-        let Some(bundle) = bundle else { continue };
-        let known = own
-            .borrow()
-            .as_ref()
-            .is_some_and(|known| **known == *bundle);
-        if !known {
-            roots.set(&bundle.anchors());
-            own.send_replace(Some(bundle));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::obtain::ObtainError;
-
-    fn ended(error: impl std::error::Error + Send + Sync + 'static) -> bool {
-        is_final(&unboxed(Box::new(error)))
-    }
-
-    #[test]
-    fn what_the_server_denies_for_good_removes_the_svid_and_nothing_else_does() {
-        let denied = |reason| CacheError::Denied {
-            reason,
-            message: String::new(),
-        };
-        assert!(ended(denied(Reason::AgentBanned)));
-        assert!(ended(denied(Reason::AgentNotAttested)));
-        assert!(!ended(denied(Reason::AgentMustReattest)));
-        let renewal = |reason| {
-            RenewalError::Denied(node::NodeError::Denied {
-                reason,
-                message: String::new(),
-            })
-        };
-        assert!(ended(renewal(Reason::AgentBanned)));
-        let passing = ObtainError::Node(node::NodeError::Unavailable(String::new()));
-        assert!(!ended(RenewalError::Obtain(passing)));
-        assert!(!ended(std::io::Error::other("x")));
     }
 }
