@@ -18,11 +18,10 @@ use vane_client::channel::Channel;
 use vane_identity::entry::EntryId;
 use vane_identity::id::TrustDomain;
 use vane_identity::key::KeyType;
-use vane_wire::status::Reason;
 
 use crate::counters::Counters;
+use crate::denial::Denial;
 use crate::link::Link;
-use crate::node::meaning;
 use crate::obtain::Anew;
 use crate::own_svid::OwnSvid;
 use crate::registry::Registry;
@@ -78,13 +77,8 @@ pub struct Deps {
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
     /// The server denies this agent for a reason that waiting does not cure.
-    #[error("the server denies this agent: {}: {message}", meaning(*.reason))]
-    Denied {
-        /// The reason.
-        reason: Reason,
-        /// The server's words.
-        message: String,
-    },
+    #[error(transparent)]
+    Denied(#[from] Denial),
 }
 
 /// The owner's side.

@@ -3,6 +3,7 @@
 //! Groups of modules are layers, bottom first.
 
 pub mod cgroup;
+pub mod denial;
 pub mod peer;
 pub mod pem;
 

@@ -26,6 +26,7 @@ use vane_wire::spire::api::server::bundle::v1::bundle_client::BundleClient;
 use vane_wire::spire::api::types::{AttestationData, X509svid};
 use vane_wire::status::{Reason, denial_reason};
 
+use crate::denial::{Denial, WayBack};
 use crate::issue::{self, IssueError};
 use crate::own_svid::OwnSvid;
 
@@ -42,13 +43,8 @@ pub enum NodeError {
     #[error("the server refused: {0}")]
     Refused(String),
     /// The server denies this agent.
-    #[error("the server denies this agent: {}: {message}", meaning(*.reason))]
-    Denied {
-        /// The reason.
-        reason: Reason,
-        /// The server's words.
-        message: String,
-    },
+    #[error(transparent)]
+    Denied(#[from] Denial),
     /// The server cannot be asked now.
     #[error("the server cannot be asked: {0}")]
     Unavailable(String),
@@ -73,25 +69,6 @@ pub enum NodeError {
     Answer(String),
 }
 
-/// What a denial means, and the way out.
-#[must_use]
-pub fn meaning(reason: Reason) -> &'static str {
-    match reason {
-        Reason::AgentBanned => {
-            "it is banned; after `vane agent evict` it may attest anew with a fresh join token"
-        }
-        Reason::AgentNotAttested => {
-            "it is not known (evicted?); let it attest anew with a fresh join token"
-        }
-        Reason::AgentExpired => "its SVID has expired; let it attest anew with a fresh join token",
-        Reason::AgentNotActive => {
-            "a newer SVID of it is in use (by a copy of its data_dir?); let it attest anew with a fresh join token"
-        }
-        Reason::AgentMustReattest => "it has to attest anew",
-        Reason::Unknown => "no reason is given",
-    }
-}
-
 impl NodeError {
     /// Whether the same may succeed later.
     #[must_use]
@@ -113,13 +90,14 @@ impl NodeError {
         }
     }
 
-    fn of(status: &Status) -> Self {
+    fn of(status: &Status, way_back: WayBack) -> Self {
         // Without a known reason it is a refusal like others, and not for good.
         if let Some(reason) = denial_reason(status).filter(|one| *one != Reason::Unknown) {
-            return Self::Denied {
+            return Self::Denied(Denial {
                 reason,
                 message: status.message().to_owned(),
-            };
+                way_back,
+            });
         }
         match status.code() {
             Code::InvalidArgument
@@ -217,12 +195,15 @@ async fn exchange(
     let call = AgentClient::new(channel)
         .attest_agent(ReceiverStream::new(receiver))
         .await;
-    let mut answers = call.map_err(|status| NodeError::of(&status))?.into_inner();
+    let way_back = WayBack::of_method(prover.name());
+    let mut answers = call
+        .map_err(|status| NodeError::of(&status, way_back))?
+        .into_inner();
     for _ in 0..=MAX_ROUNDS {
         let answer = answers
             .message()
             .await
-            .map_err(|status| NodeError::of(&status))?;
+            .map_err(|status| NodeError::of(&status, way_back))?;
         let Some(AttestAgentResponse { step: Some(step) }) = answer else {
             break;
         };
@@ -263,7 +244,7 @@ pub async fn renew(
         .await
         .map_err(|_| NodeError::Unavailable(format!("no answer within {DEADLINE:?}")))?;
     let svid = answer
-        .map_err(|status| NodeError::of(&status))?
+        .map_err(|status| NodeError::of(&status, WayBack::of_agent(&held.id)))?
         .into_inner()
         .svid;
     let svid = svid.ok_or_else(|| NodeError::Answer("it has none".to_owned()))?;

@@ -20,6 +20,7 @@ use vane_identity::lifetime::{Jitter, MIN_RENEW_INTERVAL, to_unix};
 use vane_wire::status::Reason;
 
 use crate::counters::{Counters, Work};
+use crate::denial::Denial;
 use crate::node::{self, NodeError};
 use crate::obtain::{Anew, Obtain, ObtainError, Persistence};
 use crate::own_svid::{Disk, DiskError, OwnSvid};
@@ -180,15 +181,15 @@ impl Renewal {
                     self.counters.own_expiry.set(to_unix(held.not_after));
                     due = self.due_of_new(&held, &mut backoff);
                 }
-                Err(NodeError::Denied {
+                Err(NodeError::Denied(Denial {
                     reason: Reason::AgentMustReattest,
                     ..
-                }) => {
+                })) => {
                     held.reattestable = true;
                     self.anew.set_possible(true);
                     due = self.clock.now() + backoff.next_delay();
                 }
-                Err(error) if matches!(error, NodeError::Denied { .. }) => {
+                Err(error @ NodeError::Denied(_)) => {
                     return Err(RenewalError::Denied(error));
                 }
                 // While the server's certificate, too, is of another time, a clock is wrong.
@@ -282,7 +283,7 @@ impl Renewal {
 /// A denial is told apart by who looks at the error.
 fn unobtained(error: ObtainError) -> RenewalError {
     match error {
-        ObtainError::Node(denied @ NodeError::Denied { .. }) => RenewalError::Denied(denied),
+        ObtainError::Node(denied @ NodeError::Denied(_)) => RenewalError::Denied(denied),
         error => RenewalError::Obtain(error),
     }
 }

@@ -18,10 +18,10 @@ pub(super) fn is_final(error: &anyhow::Error) -> bool {
     error
         .chain()
         .any(|cause| match cause.downcast_ref::<CacheError>() {
-            Some(CacheError::Denied { reason, .. }) => denied(*reason),
+            Some(CacheError::Denied(denial)) => denied(denial.reason),
             None => match cause.downcast_ref::<RenewalError>() {
-                Some(RenewalError::Denied(node::NodeError::Denied { reason, .. })) => {
-                    denied(*reason)
+                Some(RenewalError::Denied(node::NodeError::Denied(denial))) => {
+                    denied(denial.reason)
                 }
                 _ => false,
             },
@@ -52,6 +52,7 @@ fn unboxed(error: BoxError) -> anyhow::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::denial::{Denial, WayBack};
     use crate::obtain::ObtainError;
 
     fn ended(error: impl std::error::Error + Send + Sync + 'static) -> bool {
@@ -60,19 +61,16 @@ mod tests {
 
     #[test]
     fn what_the_server_denies_for_good_removes_the_svid_and_nothing_else_does() {
-        let denied = |reason| CacheError::Denied {
+        let denial = |reason| Denial {
             reason,
             message: String::new(),
+            way_back: WayBack::NextStart,
         };
+        let denied = |reason| CacheError::Denied(denial(reason));
         assert!(ended(denied(Reason::AgentBanned)));
         assert!(ended(denied(Reason::AgentNotAttested)));
         assert!(!ended(denied(Reason::AgentMustReattest)));
-        let renewal = |reason| {
-            RenewalError::Denied(node::NodeError::Denied {
-                reason,
-                message: String::new(),
-            })
-        };
+        let renewal = |reason| RenewalError::Denied(node::NodeError::Denied(denial(reason)));
         assert!(ended(renewal(Reason::AgentBanned)));
         let passing = ObtainError::Node(node::NodeError::Unavailable(String::new()));
         assert!(!ended(RenewalError::Obtain(passing)));

@@ -6,6 +6,7 @@ use vane_identity::lifetime::to_unix;
 use vane_wire::status::Reason;
 
 use super::{Cache, CacheError, SYNC_INTERVAL};
+use crate::denial::{Denial, WayBack};
 use crate::link::{End, Event, Link};
 use crate::registry::{Reaction, Round};
 use crate::sealed::Urgency;
@@ -123,10 +124,13 @@ impl Cache {
                 self.link = Link::idle();
                 return Ok(());
             }
-            return Err(CacheError::Denied {
+            let own = self.deps.own_svid.borrow();
+            let way_back = own.as_ref().map(|own| WayBack::of_agent(&own.id));
+            return Err(CacheError::Denied(Denial {
                 reason,
                 message: end.message,
-            });
+                way_back: way_back.unwrap_or(WayBack::NextStart),
+            }));
         }
         if end.untrusted {
             self.deps.anew.doubt();

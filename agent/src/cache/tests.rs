@@ -2,7 +2,7 @@ use tonic::Status;
 use vane_identity::bundle::Bundle;
 use vane_identity::entry::Entry;
 use vane_identity::lifetime::to_unix;
-use vane_wire::status::Refusal;
+use vane_wire::status::{Reason, Refusal};
 use vane_wire::vane::sync::v1::watch_request::Request as Ask;
 use vane_wire::vane::sync::v1::watch_response::Response as Say;
 use vane_wire::vane::sync::v1::{Heartbeat, List, Renew};
@@ -210,10 +210,10 @@ async fn a_denial_with_a_reason_ends_the_cache_and_one_without_does_not() {
     let ended = soon(running.ended.recv()).await.unwrap();
     assert!(matches!(
         ended,
-        Err(CacheError::Denied {
+        Err(CacheError::Denied(Denial {
             reason: Reason::AgentBanned,
             ..
-        })
+        }))
     ));
 }
 
@@ -296,10 +296,10 @@ async fn a_denied_agent_that_may_attest_again_waits_for_that_unless_it_is_banned
     let ended = soon(running.ended.recv()).await.unwrap();
     assert!(matches!(
         ended,
-        Err(CacheError::Denied {
+        Err(CacheError::Denied(Denial {
             reason: Reason::AgentBanned,
             ..
-        })
+        }))
     ));
 }
 
@@ -376,10 +376,10 @@ async fn a_denial_of_a_server_that_is_asked_ends_the_cache() {
     let ended = soon(running.ended.recv()).await.unwrap();
     assert!(matches!(
         ended,
-        Err(CacheError::Denied {
+        Err(CacheError::Denied(Denial {
             reason: Reason::AgentBanned,
             ..
-        })
+        }))
     ));
 }
 
