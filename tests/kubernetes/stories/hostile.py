@@ -1,8 +1,8 @@
 """A pod that lies about itself: cgroups with the names of others, files mounted over /proc and /sys.
 
 It has root, CAP_SYS_ADMIN and a writable cgroup of its own, which is more than a pod should have and less than the node:
-who may write the node's own cgroup tree can start processes in any pod, and is that pod. That one reuse of a pid
-changes nothing is shown by 10^5 tries of `peer_storm` (.ci/run storm); a pod cannot steer the node's pids.
+who may write the node's own cgroup tree can start processes in any pod, and is that pod. Pids that are used again are
+in reuse.py.
 """
 import json
 

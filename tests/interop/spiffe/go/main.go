@@ -32,11 +32,12 @@ type result map[string]any
 
 var commands = map[string]func(context.Context, []string) (result, error){
 	"x509": x509, "watch": watch, "jwt": jwt, "bundles": bundles, "wit": wit, "mtls": mtls, "serve": serve, "dial": dial, "raw": raw,
+	"puppet": puppet, "connector": connector, "asker": asker,
 }
 
 func main() {
 	if len(os.Args) < 2 || commands[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: gospiffe x509 | watch N | jwt AUDIENCE [ID] | bundles | wit | mtls | serve ADDRESS | dial ADDRESS ID | raw [HEADER...]")
+		fmt.Fprintln(os.Stderr, "usage: gospiffe x509 | watch N | jwt AUDIENCE [ID] | bundles | wit | mtls | serve ADDRESS | dial ADDRESS ID | raw [HEADER...] | puppet SOCKET")
 		os.Exit(2)
 	}
 	seconds, err := strconv.Atoi(os.Getenv("TIMEOUT"))
