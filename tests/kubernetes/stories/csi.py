@@ -4,10 +4,11 @@ import re
 import time
 
 import images
-from cluster import MANIFESTS, SPACE, pod
+from cluster import MANIFESTS, SPACE, agent_ready, pod
 from node import BIN, NAME, until
 
 VOLUME = {"name": "vane", "csi": {"driver": "csi.spiffe.io", "readOnly": True}}
+WRITABLE = {"name": "vane", "csi": {"driver": "csi.spiffe.io"}}
 CAP_SYS_ADMIN = 1 << 21
 
 
@@ -52,22 +53,23 @@ def a_pod_without_host_path_has_its_identity(cluster, checks):
     got = cluster.first("csi-first")
     took = time.monotonic() - start
     checks.check(f"a pod's first SVID through the volume, {took:.1f} s after its making", got["ids"] == [wanted], got)
-    cluster.run(with_volume("csi-go", "gospiffe", "x509", labels=labels), with_volume("csi-long", "sleep", "1000", labels=labels))
+    root = {"securityContext": {"runAsUser": 0}}
+    touch = "touch /run/vane/x; echo written $?; ls /run/vane; sleep 1000"
+    cluster.run(with_volume("csi-go", "gospiffe", "x509", labels=labels), with_volume("csi-long", "sleep", "1000", labels=labels),
+                with_volume("csi-root", "sh", "-c", touch, labels=labels, container=root), pod("csi-writable", "sleep", "1000", volumes=[WRITABLE]))
     said = until("go-spiffe is answered", lambda: cluster.lines("csi-go"), 60)[-1]
     checks.check("go-spiffe through the volume", said.get("ok") and wanted in json.dumps(said), said)
     cluster.ready("csi-long")
     uid = cluster.get("csi-long")["metadata"]["uid"]
     checks.check("the volume is mounted once on the node, read-only", [mount.split(",")[0] for mount in mounts(cluster, uid)] == ["ro"],
                  mounts(cluster, uid))
-    root = {"securityContext": {"runAsUser": 0}}
-    cluster.run(with_volume("csi-root", "sh", "-c", "touch /run/vane/x; echo written $?; ls /run/vane; sleep 1000", labels=labels, container=root))
     said = until("root in a pod has tried", lambda: cluster.node.kubectl("-n", SPACE, "logs", "csi-root", check=False), 60)
     checks.check("root in a pod finds the one socket there and can write nothing", "written 1" in said and said.split()[-1] == "agent.sock", said)
-    it_runs_with_little(cluster, checks)
-    the_agent_and_the_driver_restart(cluster, checks, wanted)
-    the_volume_goes_with_its_pod(cluster, checks, uid)
     a_writable_volume_is_refused(cluster, checks)
-    cluster.delete("csi-first", "csi-go", "csi-root")
+    it_runs_with_little(cluster, checks)
+    the_driver_and_the_agent_restart(cluster, checks, wanted)
+    the_volume_goes_with_its_pod(cluster, checks, uid)
+    cluster.delete("csi-first", "csi-go", "csi-root", "csi-writable")
 
 
 def it_runs_with_little(cluster, checks):
@@ -81,38 +83,37 @@ def it_runs_with_little(cluster, checks):
     print(f"        the driver's RSS: {int(status['VmRSS'].split()[0]) / 1024:.1f} MiB", flush=True)
 
 
-def the_agent_and_the_driver_restart(cluster, checks, wanted):
+def the_driver_and_the_agent_restart(cluster, checks, wanted):
+    """Both are waited for together: a kubelet of 1.20 takes up to 10 s to see that a pod's volumes are gone, and until then there is no other pod."""
     node = cluster.node
     checks.check("a pod that is up fetches through the volume", wanted in fetches(cluster, "csi-long").replace("\\", ""))
-    old = cluster.agent_pod()["metadata"]["uid"]
-    node.kubectl("-n", "vane", "delete", "pod", cluster.agent_pod()["metadata"]["name"])
-
-    def again():
-        found = cluster.agent_pod()
-        return found and found["metadata"]["uid"] != old and found["status"].get("containerStatuses", [{}])[0].get("ready")
-
-    until("another pod is the agent", again, 90)
-    said = until("it is answered again", lambda: (said := fetches(cluster, "csi-long")) and wanted in said.replace("\\", "") and said, 30)
-    checks.check("and again once another pod is the agent, with the same volume", bool(said))
-    old = driver(cluster)["metadata"]["uid"]
-    node.kubectl("-n", "vane", "delete", "pod", driver(cluster)["metadata"]["name"])
+    old_driver, old_agent = driver(cluster)["metadata"], cluster.agent_pod()["metadata"]
+    process = f"/proc/{cluster.pid(old_driver['name'], 'vane')}"
+    node.kubectl("-n", "vane", "delete", "pod", old_driver["name"], "--wait=false")
+    until("the driver has ended", lambda: node.run("test", "-e", process, check=False).returncode, 30)
     said = fetches(cluster, "csi-long")
     checks.check("and while there is no driver", wanted in said.replace("\\", ""), said)
-    until("another pod is the driver", lambda: (found := driver(cluster)) and found["metadata"]["uid"] != old and registered(cluster), 90)
+    node.kubectl("-n", "vane", "delete", "pod", old_agent["name"], "--wait=false")
+    until("another pod is the driver", lambda: (found := driver(cluster)) and found["metadata"]["uid"] != old_driver["uid"] and is_ready(found)
+          and registered(cluster), 90)
+    until("another pod is the agent", lambda: agent_ready(cluster, old_agent["uid"]), 90)
+    said = until("it is answered again", lambda: (said := fetches(cluster, "csi-long")) and wanted in said.replace("\\", "") and said, 30)
+    checks.check("and again once another pod is the agent, with the same volume", bool(said))
+
+
+def is_ready(found):
+    return found["status"].get("containerStatuses", [{}])[0].get("ready")
 
 
 def the_volume_goes_with_its_pod(cluster, checks, uid):
-    cluster.node.kubectl("-n", SPACE, "delete", "pod", "csi-long", "--grace-period=1")
+    cluster.node.kubectl("-n", SPACE, "delete", "pod", "csi-long", "--grace-period=1", "--wait=false")
     folder = f"/var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~csi/vane"
     start = time.monotonic()
     until("its volume is gone", lambda: not mounts(cluster, uid) and cluster.node.run("test", "-e", folder, check=False).returncode, 60)
-    checks.check(f"unmounted and removed {time.monotonic() - start:.1f} s after its pod, by a driver that did not mount it", True)
+    checks.check(f"unmounted and removed {time.monotonic() - start:.1f} s after the end of its pod, by a driver that did not mount it", True)
 
 
 def a_writable_volume_is_refused(cluster, checks):
-    wrong = {"name": "vane", "csi": {"driver": "csi.spiffe.io"}}
-    cluster.run(pod("csi-writable", "sleep", "1000", volumes=[wrong]))
-
     def why():
         said = cluster.node.kubectl("-n", SPACE, "get", "events", "--field-selector=involvedObject.name=csi-writable", "-o",
                                     "jsonpath={.items[*].message}", check=False)
@@ -120,7 +121,6 @@ def a_writable_volume_is_refused(cluster, checks):
 
     said = until("the kubelet says why", why, 60)
     checks.check("a volume without readOnly is refused in spiffe-csi's words", "pod.spec.volumes[].csi.readOnly must be set to 'true'" in said, said)
-    cluster.delete("csi-writable")
 
 
 def the_driver_leaves_with_its_manifests(cluster, checks):

@@ -5,7 +5,7 @@ import time
 
 import images
 from cluster import DOMAIN, MANIFESTS, SPACE, pod
-from node import NAME, WORK, Failure, until
+from node import WORK, Failure, until
 
 
 def from_apply_to_the_first_svid(cluster, checks):
@@ -116,21 +116,13 @@ def identities_by_what_a_pod_is(cluster, checks):
     cluster.delete("account", "label", "digest", "nobody")
 
 
-def go_spiffe_in_pods(cluster, checks):
-    node = cluster.node
+def go_spiffe_over_a_host_path(cluster, checks):
+    """Over the CSI volume: csi.py."""
     wanted = cluster.entry("/go", f"k8s:ns:{SPACE}", "k8s:pod-label:go:yes")
     cluster.run(pod("go-host-path", "gospiffe", "x509", labels={"go": "yes"}))
     said = until("go-spiffe is answered", lambda: cluster.lines("go-host-path"), 60)[-1]
     checks.check("go-spiffe in a pod, over a hostPath", said.get("ok") and wanted in json.dumps(said), said)
-    until("the CSI driver is registered", lambda: "csi.spiffe.io" in node.kubectl("get", "csinode", NAME, "-o", "json", check=False), 60)
-    cluster.run(pod("go-csi", "sh", "-c", "gospiffe x509; sleep 1000", labels={"go": "yes"}, csi=True))
-    said = until("go-spiffe is answered", lambda: cluster.lines("go-csi"), 60)[-1]
-    checks.check("go-spiffe in a pod, over the CSI volume", said.get("ok") and wanted in json.dumps(said), said)
-    wrote = cluster.exec("go-csi", "sh", "-c", "touch /run/vane/x 2>&1; ls /run/vane", check=False, namespace=SPACE)
-    checks.check("the CSI volume is read-only and has the socket alone", "Read-only" in wrote and wrote.split()[-1] == "agent.sock", wrote)
-    target = f"/var/lib/kubelet/pods/{cluster.get('go-csi')['metadata']['uid']}"
-    cluster.delete("go-host-path", "go-csi")
-    until("its volume is gone with the pod", lambda: node.run("test", "-e", target, check=False).returncode, 60)
+    cluster.delete("go-host-path")
 
 
 def the_example_of_two_services(cluster, checks):
@@ -153,5 +145,5 @@ def the_example_of_two_services(cluster, checks):
 
 
 STORIES = [from_apply_to_the_first_svid, exec_needs_no_flags, probes_mean_something, it_runs_with_little,
-           two_do_mtls_and_a_third_is_refused, identities_by_what_a_pod_is, go_spiffe_in_pods,
+           two_do_mtls_and_a_third_is_refused, identities_by_what_a_pod_is, go_spiffe_over_a_host_path,
            the_example_of_two_services]
