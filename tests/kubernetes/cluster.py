@@ -32,11 +32,13 @@ class Cluster:
         return name
 
     def overlay(self, server="", agent="", k8s="", patch=""):
-        """deploy/kubernetes/base with the image that the tests made, lines more in some sections, and a patch."""
+        """deploy/kubernetes/base with the image that the tests made, lines more in some sections or in the place of theirs, and a patch."""
         folder = WORK / "overlay"
         folder.mkdir(exist_ok=True)
         for name, more in [("server", server), ("agent", agent)]:
+            set_here = tuple(f"{line.split(' = ')[0]} = " for line in more.splitlines())
             text = (MANIFESTS / f"base/{name}.toml").read_text()
+            text = "".join(line for line in text.splitlines(keepends=True) if not set_here or not line.startswith(set_here))
             text = text.replace(f"[{name}]\n", f"[{name}]\n{more}\n", 1).replace('type = "k8s"\n', f'type = "k8s"\n{k8s}\n')
             (folder / f"{name}.toml").write_text(text)
         (folder / "patch.yaml").write_text(patch)
@@ -146,12 +148,8 @@ def pod(name, *command, space=SPACE, account="default", labels=None, image=image
                  "env": [{"name": "SPIFFE_ENDPOINT_SOCKET", "value": "unix:///run/vane/agent.sock"}],
                  "volumeMounts": [{"name": "vane", "mountPath": "/run/vane", "readOnly": True}]}
     container |= more.pop("container", {})
-    if more.pop("csi", False):
-        volume = {"name": "vane", "csi": {"driver": "csi.spiffe.io", "readOnly": True}}
-    else:
-        volume = SOCKET
     spec = {"serviceAccountName": account, "terminationGracePeriodSeconds": 0, "enableServiceLinks": False, "restartPolicy": "Never",
-            "containers": [container], "volumes": [volume]} | more
+            "containers": [container], "volumes": [SOCKET]} | more
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": space, "labels": labels or {}}, "spec": spec}
 
 
