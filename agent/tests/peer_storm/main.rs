@@ -216,13 +216,16 @@ impl Actor {
     }
 }
 
-/// While a thread execs, /proc has no file of its process for an instant: that is tried again.
+/// While a thread execs that is not the first of its process, /proc has no file of the process for
+/// an instant, and its pidfd says that it has ended (seen with Linux 6.18): that is tried again.
+/// Outside of tests it ends a stream that the exec ends anyway.
 fn settled<T>(mut read: impl FnMut() -> Result<T, PeerError>) -> T {
     let started = System.monotonic();
     loop {
         match read() {
             Ok(value) => return value,
-            Err(PeerError::Read(_)) if System.monotonic() - started < DEADLINE => {}
+            Err(PeerError::Read(_) | PeerError::Ended)
+                if System.monotonic() - started < DEADLINE => {}
             Err(error) => panic!("{error}"),
         }
     }
