@@ -9,23 +9,14 @@ use vane_wire::record::{Record as _, RecordError, SealedHeader, SealedState, Sea
 use zeroize::Zeroizing;
 
 use super::MAX_BYTES;
+use super::format::{FORMAT, Newer};
 use super::key::SealKey;
 
 const MAGIC: &[u8; 8] = b"VANESEAL";
-/// The format that this version writes, and the highest that it reads.
-pub const FORMAT: u16 = 1;
 const MAX_HEADER: usize = 4096;
 /// Magic, format, length.
 const FIXED: usize = 14;
 const TAG: usize = 16;
-
-/// The file was written by a newer version of this program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("it has format {format}, and this version of vane-agent reads up to {FORMAT}")]
-pub struct Newer {
-    /// Its format.
-    pub format: u16,
-}
 
 /// Why a file is not used.
 #[derive(Debug, thiserror::Error)]

@@ -6,7 +6,7 @@
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use zeroize::Zeroizing;
 
-use super::file::{FORMAT, Newer};
+use super::format::{FORMAT, Newer};
 
 const MAGIC: &[u8; 8] = b"VANEKEY\0";
 const KEY: usize = 32;

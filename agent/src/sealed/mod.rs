@@ -9,6 +9,8 @@
 //! [`Vault`] reads and writes the file, [`Writer`] is the one task that does so while the agent
 //! runs. The agent's own SVID and key are not in it ([`crate::own_svid`]).
 
+mod format;
+
 mod file;
 mod key;
 
@@ -25,7 +27,8 @@ use vane_identity::jwt_svid::JwtSvid;
 use crate::registry::Known;
 use crate::svid::Svid;
 
-pub use file::{FORMAT, Newer, SealError};
+pub use file::SealError;
+pub use format::{FORMAT, Newer};
 pub use key::NoRandom;
 pub use vault::{FILE, Vault, VaultError};
 pub use writer::{Deps, Handle, Urgency, Writer};

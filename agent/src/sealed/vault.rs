@@ -18,7 +18,8 @@ use vane_wire::record::{
 };
 use zeroize::Zeroizing;
 
-use super::file::{self, Newer, OpenError, SealError};
+use super::file::{self, OpenError, SealError};
+use super::format::Newer;
 use super::key::{KeyFileError, LENGTH, NoRandom, SealKey};
 use super::{MAX_BYTES, Restored, Set, Token};
 use crate::health::DiskTrouble;

@@ -13,12 +13,7 @@
 
 use std::ops::Range;
 
-use super::huffman;
-
-/// The block is not a sequence of HPACK representations; it was left unchanged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("malformed header block")]
-pub struct Malformed;
+use super::huffman::{self, Malformed};
 
 /// Static table index of `:authority` (RFC 7541 appendix A).
 const AUTHORITY_INDEX: usize = 1;

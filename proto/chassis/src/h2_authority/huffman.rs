@@ -4,7 +4,10 @@
 //! are smaller than all longer ones. So the length of the next code follows
 //! from one comparison per length, and no symbol table is kept.
 
-use super::block::Malformed;
+/// The block is not a sequence of HPACK representations; it was left unchanged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("malformed header block")]
+pub struct Malformed;
 
 /// (length in bits, first left-aligned 32-bit number that is not a code of this length or a shorter one).
 pub(super) const LENGTHS: [(u8, u64); 21] = [

@@ -24,9 +24,10 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-pub use block::{Malformed, patch};
+pub use block::patch;
 use frames::Scanner;
 pub use frames::{MAX_BLOCK, MAX_BLOCK_FRAMES, PREFACE, Refused};
+pub use huffman::Malformed;
 
 /// Octets read at once while a header block is held.
 const STEP: usize = 2048;
