@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use vane_chassis::backoff::{Backoff, Policy, PolicyError};
-use vane_chassis::kubernetes::{Bounds, Client, Error, Event, Path};
+use vane_chassis::kubernetes::{Bounds, Client, Error, Event, Path, Watch};
 
 use super::kubelet::at;
 use super::pod::{Item, Pod, PodList, Pods};
@@ -104,7 +104,7 @@ impl<S: Fn(&Place, &Pod) -> bool> Follower<'_, S> {
             ("timeoutSeconds", LASTS),
             ("resourceVersion", &seen.version),
         ]);
-        let mut watch = self.client.watch::<Item>(&path, BOUNDS, SILENCE).await?;
+        let mut watch = Watch::<Item>::open(self.client, &path, BOUNDS, SILENCE).await?;
         self.publish(&seen.pods);
         loop {
             let event = tokio::select! {

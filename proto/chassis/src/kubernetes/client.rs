@@ -19,7 +19,6 @@ use super::connection::{Connection, Connections};
 use super::error::{AccessError, Error, Status};
 use super::kubeconfig::Kubeconfig;
 use super::path::Path;
-use super::watch::Watch;
 
 /// The most bytes of a refusal that are read.
 const MAX_REFUSAL: usize = 64 * 1024;
@@ -138,30 +137,20 @@ impl Client {
         self.call(&call, bounds).await
     }
 
-    /// Opens a watch: `path` has the parameter `watch=true` and the others that it needs.
-    ///
-    /// `bounds.max_bytes` bounds one event; `bounds.deadline` the wait for the first byte of the
-    /// answer. After that, `silence` is the longest wait for any byte: ask for bookmarks, or for
-    /// a `timeoutSeconds` shorter than it.
-    ///
-    /// # Errors
-    /// [`Error`]; `is_gone` when the resource version is too old.
-    pub async fn watch<T: DeserializeOwned>(
+    /// The answer to a GET, still to be read, with what it comes over, and the server's name.
+    pub(super) async fn stream(
         &self,
         path: &Path,
-        bounds: Bounds,
-        silence: Duration,
-    ) -> Result<Watch<T>, Error> {
+        deadline: Duration,
+    ) -> Result<(Incoming, Connection, String), Error> {
         let call = Call::new(Method::GET, path, Body::None);
         let access = (self.inner.access)()?;
         let opened = self.opened(&access, &call);
-        let (response, connection) = within(&access, bounds.deadline, opened).await?;
-        Ok(Watch::new(
+        let (response, connection) = within(&access, deadline, opened).await?;
+        Ok((
             response.into_body(),
-            (self.clone(), connection),
+            connection,
             access.endpoint.to_string(),
-            bounds.max_bytes,
-            silence,
         ))
     }
 

@@ -390,7 +390,7 @@ fn event(kind: &str, object: impl Into<Value>) -> Value {
 
 async fn watch(client: &Client, silence: Duration) -> Watch<Named> {
     let path = pod().with(&[("watch", "true")]);
-    client.watch(&path, BOUNDS, silence).await.unwrap()
+    Watch::open(client, &path, BOUNDS, silence).await.unwrap()
 }
 
 #[tokio::test]
@@ -438,8 +438,7 @@ async fn a_watch_from_too_long_ago_is_told_apart() {
     let mut opened = watch(&client, PATIENCE).await;
     assert!(opened.next().await.unwrap_err().is_gone());
     double.answer(&Method::GET, POD, Answer::refusal(410, "Gone", "too old"));
-    let error = client
-        .watch::<Named>(&pod(), BOUNDS, PATIENCE)
+    let error = Watch::<Named>::open(&client, &pod(), BOUNDS, PATIENCE)
         .await
         .unwrap_err();
     assert!(error.is_gone());

@@ -15,9 +15,10 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
-use super::client::Client;
+use super::client::{Bounds, Client};
 use super::connection::Connection;
 use super::error::{Error, Status};
+use super::path::Path;
 
 /// One change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,23 +67,31 @@ struct Metadata {
 }
 
 impl<T: DeserializeOwned> Watch<T> {
-    pub(super) fn new(
-        body: Incoming,
-        held: (Client, Connection),
-        server: String,
-        max_line: usize,
+    /// Opens a watch: `path` has the parameter `watch=true` and the others that it needs.
+    ///
+    /// `bounds.max_bytes` bounds one event; `bounds.deadline` the wait for the first byte of the
+    /// answer. After that, `silence` is the longest wait for any byte: ask for bookmarks, or for
+    /// a `timeoutSeconds` shorter than it.
+    ///
+    /// # Errors
+    /// [`Error`]; `is_gone` when the resource version is too old.
+    pub async fn open(
+        client: &Client,
+        path: &Path,
+        bounds: Bounds,
         silence: Duration,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, Error> {
+        let (body, connection, server) = client.stream(path, bounds.deadline).await?;
+        Ok(Self {
             body,
             buffer: BytesMut::new(),
             seen: 0,
-            max_line,
+            max_line: bounds.max_bytes,
             silence,
             server,
-            _held: held,
+            _held: (client.clone(), connection),
             _item: PhantomData,
-        }
+        })
     }
 
     /// The next change; `None` when the server ended the watch in good order. May be dropped
