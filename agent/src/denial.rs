@@ -44,6 +44,15 @@ impl WayBack {
         Self::of_method(id.path().split('/').nth(3).unwrap_or_default())
     }
 
+    /// What it attests with.
+    #[must_use]
+    pub fn evidence(self) -> &'static str {
+        match self {
+            Self::FreshToken => "a join token, which has to be a fresh one",
+            Self::NextStart => "the node's own evidence",
+        }
+    }
+
     /// What is to be done, for the end of a sentence about an SVID that is over.
     #[must_use]
     pub fn step(self) -> &'static str {

@@ -20,7 +20,7 @@ use vane_identity::lifetime::{Jitter, MIN_RENEW_INTERVAL, to_unix};
 use vane_wire::status::Reason;
 
 use crate::counters::{Counters, Work};
-use crate::denial::Denial;
+use crate::denial::{Denial, WayBack};
 use crate::node::{self, NodeError};
 use crate::obtain::{Anew, Obtain, ObtainError, Persistence};
 use crate::own_svid::{Disk, DiskError, OwnSvid};
@@ -199,7 +199,8 @@ impl Renewal {
                 {
                     tracing::error!(
                         %error,
-                        "the agent's own SVID expired and could not be renewed in time: attesting anew (with a join token: a fresh one is needed)"
+                        with = WayBack::of_agent(&held.id).evidence(),
+                        "the agent's own SVID expired and could not be renewed in time: attesting anew"
                     );
                     return Ok(End::Expired);
                 }
