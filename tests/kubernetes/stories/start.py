@@ -141,7 +141,10 @@ def the_example_of_two_services(cluster, checks):
     bare = node.kubectl("-n", "greetings", "exec", "deployment/guest", "-c", "curl", "--", "curl", "-sS", "--cacert", "/svid/bundle.pem",
                         "https://greeter.greetings.svc", check=False)
     checks.check("examples/mtls: without an SVID nginx says no", "hello" not in bare, bare)
-    node.kubectl("delete", "-k", folder, timeout=120)
+    node.kubectl("delete", "-k", folder, "--wait=false")
+    # Its pods would take the thirty seconds that they have.
+    node.kubectl("-n", "greetings", "delete", "pod", "--all", "--grace-period=0", "--force")
+    node.kubectl("wait", "--for=delete", "namespace/greetings", "--timeout=60s", check=False)
 
 
 STORIES = [from_apply_to_the_first_svid, exec_needs_no_flags, probes_mean_something, it_runs_with_little,
