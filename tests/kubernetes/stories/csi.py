@@ -54,7 +54,7 @@ def a_pod_without_host_path_has_its_identity(cluster, checks):
     took = time.monotonic() - start
     checks.check(f"a pod's first SVID through the volume, {took:.1f} s after its making", got["ids"] == [wanted], got)
     root = {"securityContext": {"runAsUser": 0}}
-    touch = "touch /run/vane/x; echo written $?; ls /run/vane; sleep 1000"
+    touch = "touch /run/vane/x 2>&1; echo written $?; ls -A /run/vane; echo end; sleep 1000"
     cluster.run(with_volume("csi-go", "gospiffe", "x509", labels=labels), with_volume("csi-long", "sleep", "1000", labels=labels),
                 with_volume("csi-root", "sh", "-c", touch, labels=labels, container=root), pod("csi-writable", "sleep", "1000", volumes=[WRITABLE]))
     said = until("go-spiffe is answered", lambda: cluster.lines("csi-go"), 60)[-1]
@@ -63,8 +63,8 @@ def a_pod_without_host_path_has_its_identity(cluster, checks):
     uid = cluster.get("csi-long")["metadata"]["uid"]
     checks.check("the volume is mounted once on the node, read-only", [mount.split(",")[0] for mount in mounts(cluster, uid)] == ["ro"],
                  mounts(cluster, uid))
-    said = until("root in a pod has tried", lambda: cluster.node.kubectl("-n", SPACE, "logs", "csi-root", check=False), 60)
-    checks.check("root in a pod finds the one socket there and can write nothing", "written 1" in said and said.split()[-1] == "agent.sock", said)
+    said = until("root in a pod has tried", lambda: (log := cluster.node.kubectl("-n", SPACE, "logs", "csi-root", check=False)).endswith("end\n") and log, 60)
+    checks.check("root in a pod finds the one socket there and can write nothing", said.split()[-4:] == ["written", "1", "agent.sock", "end"], said)
     a_writable_volume_is_refused(cluster, checks)
     it_runs_with_little(cluster, checks)
     the_driver_and_the_agent_restart(cluster, checks, wanted)
