@@ -12,6 +12,8 @@ mod faults;
 mod layout;
 mod stand_by;
 
+mod changes;
+
 mod disk;
 
 mod plan;

@@ -17,10 +17,11 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::blobs::Blobs;
+use super::changes::{Changes, Write};
 use super::failure::{Fault, corrupt, is_locked, panic_text, unavailable};
 use super::faults::{Faults, Stage};
-use super::layout::{self, Chunks, Fingerprint, Stored, Totals};
-use crate::kv::{Epoch, Item, KvError, Op, RESERVED_FROM, Revision, is_reserved};
+use super::layout::{self, Fingerprint, Stored, Totals};
+use crate::kv::{Epoch, Item, KvError, RESERVED_FROM, Revision, is_reserved};
 use crate::record::{self, FrameError};
 
 /// Where the store is and what it may use.
@@ -41,13 +42,6 @@ impl SledConfig {
             cache_bytes: 64_000_000,
         }
     }
-}
-
-/// One write of a batch: the operation and what stood there before.
-#[derive(Debug)]
-pub(super) struct Write {
-    pub(super) op: Op,
-    pub(super) before: Option<Stored>,
 }
 
 #[derive(Debug)]
@@ -150,15 +144,21 @@ impl Disk {
             let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
             let mut after = *totals;
             self.faults.at(Stage::Apply)?;
-            self.db.apply_batch(batch(writes, revision, &mut after))?;
+            Changes::of(writes, revision, &mut after).apply(&self.db)?;
             self.faults.at(Stage::Sync)?;
-            self.db.flush()?;
-            self.blobs.sync()?;
-            self.log.sync_data()?;
+            self.sync()?;
             self.faults.at(Stage::Synced)?;
             *totals = after;
             Ok(())
         })
+    }
+
+    /// Brings what sled holds in memory to the disk.
+    fn sync(&self) -> Result<(), Fault> {
+        self.db.flush()?;
+        self.blobs.sync()?;
+        self.log.sync_data()?;
+        Ok(())
     }
 
     /// Notes that `revision` was acknowledged, so that a store that lost it
@@ -197,11 +197,21 @@ impl Disk {
             self.create_meta()?;
         }
         let epoch = self.meta(layout::EPOCH_KEY)?;
-        let revision = self.meta(layout::REVISION_KEY)?;
         let epoch = epoch.and_then(|epoch| epoch.as_ref().try_into().ok());
-        let revision = revision.and_then(|revision| layout::decode_revision(&revision));
-        let (Some(epoch), Some((revision, totals))) = (epoch, revision) else {
-            return Err(corrupt(&self.dir, "its epoch or revision is missing"));
+        let missing = || corrupt(&self.dir, "its epoch or revision is missing");
+        let (Some(epoch), Some(found)) = (epoch, self.stored_revision()?) else {
+            return Err(missing());
+        };
+        let completed = self.guarded("write", || {
+            let completed = Changes::complete(&self.db, found.0)?;
+            if completed {
+                self.sync()?;
+            }
+            Ok(completed)
+        })?;
+        let (revision, totals) = match completed {
+            true => self.stored_revision()?.ok_or_else(missing)?,
+            false => found,
         };
         self.epoch = Epoch(epoch);
         self.revision = revision;
@@ -212,6 +222,11 @@ impl Disk {
             return Err(corrupt(&self.dir, &what));
         }
         Ok(())
+    }
+
+    fn stored_revision(&self) -> Result<Option<(Revision, Totals)>, KvError> {
+        let revision = self.meta(layout::REVISION_KEY)?;
+        Ok(revision.and_then(|revision| layout::decode_revision(&revision)))
     }
 
     /// Counts the keys: damage may have taken some without a trace.
@@ -293,43 +308,6 @@ impl Disk {
             Err(panic) => Err(corrupt(&self.dir, &panic_text(&*panic))),
         }
     }
-}
-
-/// The batch of `writes`; brings `totals` to what they are after it.
-fn batch(writes: &[Write], revision: Revision, totals: &mut Totals) -> sled::Batch {
-    let mut batch = sled::Batch::default();
-    for (op, write) in (0..).zip(writes) {
-        if let Some(before) = &write.before {
-            totals.remove(before.print);
-            let chunks = before.chunks.into_iter().flat_map(Chunks::keys);
-            chunks.for_each(|key| batch.remove(key));
-        }
-        match &write.op {
-            Op::Delete(key) => batch.remove(key.as_ref()),
-            Op::Put(key, value) => {
-                let item = Item {
-                    key: key.clone(),
-                    value: value.clone(),
-                    mod_revision: revision,
-                };
-                totals.add(put(&mut batch, &item, op));
-            }
-        }
-    }
-    let revision = layout::encode_revision(revision, *totals);
-    batch.insert(layout::REVISION_KEY, revision.as_ref());
-    batch
-}
-
-fn put(batch: &mut sled::Batch, item: &Item, op: u32) -> Fingerprint {
-    let encoded = layout::encode(item, op);
-    batch.insert(item.key.as_ref(), encoded.head);
-    if let Some(chunks) = encoded.chunks {
-        for (key, chunk) in chunks.keys().zip(item.value.chunks(layout::CHUNK)) {
-            batch.insert(key, chunk);
-        }
-    }
-    encoded.print
 }
 
 fn open_db(config: &SledConfig) -> Result<sled::Db, KvError> {

@@ -12,7 +12,7 @@ use std::collections::{HashMap, VecDeque};
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::disk::Write;
+use super::changes::Write;
 use super::layout::Stored;
 use crate::kv::{CommitError, KvError, Op, Revision, Txn};
 

@@ -80,8 +80,8 @@ async fn chunks_of_values_that_went_are_gone() {
     kv.commit(Txn::new().delete("c")).await.unwrap();
     drop(kv);
     let db = sled::open(dir.path()).unwrap();
-    assert_eq!(db.scan_prefix("~").count(), 0);
-    assert_eq!(db.len(), 4, "b and the engine's three");
+    assert_eq!(db.scan_prefix("~c/").count(), 0);
+    assert_eq!(db.len(), 5, "b and the engine's four");
 }
 
 #[test]

@@ -15,7 +15,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use super::disk::{Disk, SledConfig, Write};
+use super::changes::Write;
+use super::disk::{Disk, SledConfig};
 use super::faults::Faults;
 use super::plan::{Job, Plan, plan};
 use super::view::View;

@@ -186,3 +186,45 @@ async fn a_value_that_is_not_the_last_written_is_noticed() {
     let text = refused.to_string();
     assert!(text.contains("not the 2 that were written"), "{text}");
 }
+
+/// Power fails in the middle of a commit: the sectors that got to the disk are the first ones, or
+/// the last ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_torn_small_commit_is_there_wholly_or_not_at_all() {
+    let dir = TempDir::new().unwrap();
+    let kv = open(dir.path());
+    for n in 0..30 {
+        let txn = Txn::new().put(format!("e/{n}"), vec![n; 300]);
+        let txn = txn.put(format!("u/{n}"), "x").put("l/1", vec![n; 800]);
+        kv.commit(txn).await.unwrap();
+    }
+    let (files, old) = (files_in(dir.path()), all(&kv).await.unwrap());
+    let txn = Txn::new().put("e/new", vec![1; 900]).put("l/1", "new");
+    kv.commit(txn.put("u/new", "x").delete("e/7"))
+        .await
+        .unwrap();
+    let new = all(&kv).await.unwrap();
+    let db = Path::new("db");
+    let (mut before, after) = (files[db].clone(), files_in(dir.path())[db].clone());
+    drop(kv);
+    before.resize(after.len(), 0);
+    let differ = |at: &usize| before[*at] != after[*at];
+    let first = (0..after.len()).find(differ).unwrap();
+    let end = (0..after.len()).rfind(differ).unwrap() + 1;
+    let mut found = [0, 0];
+    for at in (first..=end).step_by((end - first) / 40) {
+        let torn = [&after[..at], &before[at..]].concat();
+        let late = [&before[..at], &after[at..]].concat();
+        for db_file in [torn, late] {
+            let dir = TempDir::new().unwrap();
+            for (name, bytes) in &files {
+                fs::write(dir.path().join(name), bytes).unwrap();
+            }
+            fs::write(dir.path().join(db), db_file).unwrap();
+            let items = all(&open(dir.path())).await.unwrap();
+            assert!(items == old || items == new, "torn at {at}");
+            found[usize::from(items == new)] += 1;
+        }
+    }
+    assert!(found[0] > 0 && found[1] > 0, "{found:?}");
+}
