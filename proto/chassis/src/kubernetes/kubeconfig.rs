@@ -10,12 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::Deserialize;
-use serde::de::IgnoredAny;
 use zeroize::Zeroizing;
 
 use super::access::{Access, Credentials, Endpoint, Name, Pem, Token, Trust, read};
 use super::error::AccessError;
+use super::yaml::{self, Node, Wrong};
 
 /// A kubeconfig's file, and what it said last.
 #[derive(Debug)]
@@ -51,110 +50,101 @@ impl Kubeconfig {
     }
 }
 
-/// The parts of the file that are looked at.
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "kebab-case")]
-struct File {
-    current_context: Option<String>,
-    clusters: Option<Vec<NamedCluster>>,
-    users: Option<Vec<NamedUser>>,
-    contexts: Option<Vec<NamedContext>>,
-}
-
-#[derive(Deserialize)]
-struct NamedCluster {
-    name: String,
-    cluster: Cluster,
-}
-
-#[derive(Deserialize)]
-struct NamedUser {
-    name: String,
-    user: User,
-}
-
-#[derive(Deserialize)]
-struct NamedContext {
-    name: String,
-    context: Context,
-}
-
-#[derive(Clone, Default, Deserialize)]
-#[serde(default, rename_all = "kebab-case")]
+/// What is looked at of a cluster.
 struct Cluster {
     server: String,
     certificate_authority: Option<PathBuf>,
     certificate_authority_data: Option<String>,
     insecure_skip_tls_verify: bool,
     tls_server_name: Option<String>,
-    proxy_url: Option<IgnoredAny>,
+    refused: Option<Refused>,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "kebab-case")]
+/// What is looked at of a user.
+#[derive(Default)]
 struct User {
     token: Option<String>,
-    #[serde(rename = "tokenFile")]
     token_file: Option<PathBuf>,
     client_certificate: Option<PathBuf>,
     client_certificate_data: Option<String>,
     client_key: Option<PathBuf>,
     client_key_data: Option<String>,
-    exec: Option<IgnoredAny>,
-    auth_provider: Option<IgnoredAny>,
-    username: Option<IgnoredAny>,
-    #[serde(rename = "as")]
-    impersonate: Option<IgnoredAny>,
+    refused: Option<Refused>,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Context {
-    cluster: String,
-    user: Option<String>,
+/// A key, and why we do not do what it says.
+type Refused = (&'static str, &'static str);
+
+/// What we would not do as it is written there.
+const OF_CLUSTERS: [Refused; 1] = [("proxy-url", "reach the server directly")];
+const OF_USERS: [Refused; 4] = [
+    ("exec", "no program is run"),
+    ("auth-provider", "it is obsolete"),
+    ("username", "Kubernetes has no passwords any more"),
+    ("as", "name the user itself"),
+];
+
+impl Cluster {
+    fn read(node: &Node) -> Result<Self, Wrong> {
+        Ok(Self {
+            server: text(node, "server")?.unwrap_or_default(),
+            certificate_authority: text(node, "certificate-authority")?.map(PathBuf::from),
+            certificate_authority_data: text(node, "certificate-authority-data")?,
+            insecure_skip_tls_verify: node.flag("insecure-skip-tls-verify")?,
+            tls_server_name: text(node, "tls-server-name")?,
+            refused: refused(node, &OF_CLUSTERS)?,
+        })
+    }
+}
+
+impl User {
+    fn read(node: &Node) -> Result<Self, Wrong> {
+        Ok(Self {
+            token: text(node, "token")?,
+            token_file: text(node, "tokenFile")?.map(PathBuf::from),
+            client_certificate: text(node, "client-certificate")?.map(PathBuf::from),
+            client_certificate_data: text(node, "client-certificate-data")?,
+            client_key: text(node, "client-key")?.map(PathBuf::from),
+            client_key_data: text(node, "client-key-data")?,
+            refused: refused(node, &OF_USERS)?,
+        })
+    }
+}
+
+fn text(node: &Node, key: &str) -> Result<Option<String>, Wrong> {
+    Ok(node.text(key)?.map(ToOwned::to_owned))
+}
+
+fn refused(node: &Node, keys: &[Refused]) -> Result<Option<Refused>, Wrong> {
+    for refused in keys {
+        if node.get(refused.0)?.is_some() {
+            return Ok(Some(*refused));
+        }
+    }
+    Ok(None)
+}
+
+/// The part of the entry of this name in one of the file's three lists.
+fn named<'n>(
+    file: &'n Node,
+    list: &str,
+    part: &str,
+    name: &str,
+) -> Result<Option<&'n Node>, Wrong> {
+    for entry in file.list(list)? {
+        if entry.text("name")? == Some(name) {
+            return entry.get(part);
+        }
+    }
+    Ok(None)
 }
 
 fn parse(bytes: &[u8], path: &Path) -> Result<Access, AccessError> {
     let reader = Reader { path };
-    // A snippet of the file in an error would show its secrets.
-    let options = serde_saphyr::options! { with_snippet: false };
-    let file: Option<File> = serde_saphyr::from_slice_with_options(bytes, options)
-        .map_err(|error| reader.error(unread(&error)))?;
-    let file = file.unwrap_or_default();
-    let wanted = file.current_context.unwrap_or_default();
-    let context = file
-        .contexts
-        .into_iter()
-        .flatten()
-        .find(|it| it.name == wanted)
-        .ok_or_else(|| reader.error(format!("has no context \"{wanted}\" (current-context)")))?
-        .context;
-    let cluster = file
-        .clusters
-        .into_iter()
-        .flatten()
-        .find(|it| it.name == context.cluster)
-        .ok_or_else(|| reader.error(format!("has no cluster \"{}\"", context.cluster)))?
-        .cluster;
-    let user = match &context.user {
-        None => User::default(),
-        Some(name) => {
-            let mut users = file.users.into_iter().flatten();
-            users
-                .find(|it| it.name == *name)
-                .ok_or_else(|| reader.error(format!("has no user \"{name}\"")))?
-                .user
-        }
-    };
+    let wrong = |wrong: Wrong| reader.error(wrong.to_string());
+    let file = yaml::read(bytes).map_err(wrong)?;
+    let (cluster, user) = reader.current(&file).map_err(wrong)??;
     reader.access(cluster, user)
-}
-
-/// Where the file is wrong; what stands there may be a secret.
-fn unread(error: &serde_saphyr::Error) -> String {
-    match error.location() {
-        Some(place) => format!("line {} is not what a kubeconfig has there", place.line()),
-        None => "is not the YAML of a kubeconfig".to_owned(),
-    }
 }
 
 struct Reader<'a> {
@@ -162,6 +152,27 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    /// The current context's cluster and user; inside, that one of them is not there.
+    fn current(&self, file: &Node) -> Result<Result<(Cluster, User), AccessError>, Wrong> {
+        let wanted = file.text("current-context")?.unwrap_or_default();
+        let Some(context) = named(file, "contexts", "context", wanted)? else {
+            let missing = format!("has no context \"{wanted}\" (current-context)");
+            return Ok(Err(self.error(missing)));
+        };
+        let name = context.text("cluster")?.unwrap_or_default();
+        let Some(cluster) = named(file, "clusters", "cluster", name)? else {
+            return Ok(Err(self.error(format!("has no cluster \"{name}\""))));
+        };
+        let user = match context.text("user")? {
+            None => User::default(),
+            Some(name) => match named(file, "users", "user", name)? {
+                Some(user) => User::read(user)?,
+                None => return Ok(Err(self.error(format!("has no user \"{name}\"")))),
+            },
+        };
+        Ok(Ok((Cluster::read(cluster)?, user)))
+    }
+
     fn access(&self, cluster: Cluster, user: User) -> Result<Access, AccessError> {
         self.check(&cluster, &user)?;
         let endpoint = Endpoint::parse(&cluster.server)?;
@@ -203,28 +214,9 @@ impl Reader<'_> {
 
     /// Refuses what we would not do as it is written there.
     fn check(&self, cluster: &Cluster, user: &User) -> Result<(), AccessError> {
-        let refused = [
-            (
-                cluster.proxy_url.is_some(),
-                "proxy-url",
-                "reach the server directly",
-            ),
-            (user.exec.is_some(), "exec", "no program is run"),
-            (
-                user.auth_provider.is_some(),
-                "auth-provider",
-                "it is obsolete",
-            ),
-            (
-                user.username.is_some(),
-                "username",
-                "Kubernetes has no passwords any more",
-            ),
-            (user.impersonate.is_some(), "as", "name the user itself"),
-        ];
-        match refused.into_iter().find(|(there, ..)| *there) {
+        match cluster.refused.or(user.refused) {
             None => Ok(()),
-            Some((_, key, why)) => Err(self.error(format!(
+            Some((key, why)) => Err(self.error(format!(
                 "has \"{key}\", which is not supported ({why}): use a token, tokenFile or client certificate"
             ))),
         }

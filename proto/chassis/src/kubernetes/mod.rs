@@ -14,6 +14,7 @@
 mod access;
 mod error;
 mod path;
+mod yaml;
 
 mod kubeconfig;
 mod tls;
