@@ -40,7 +40,8 @@ pub enum Format {
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
     /// `error`, `warn`, `info`, `debug` or `trace` (`off`, and SPIRE's `fatal` and `panic`, are
-    /// silence); also per module, as in `info,vane_server::api=debug`.
+    /// silence); also per module, as in `info,vane_server::api=debug`. A release build has nothing
+    /// of `trace`, which is about libraries' insides and shows headers and messages.
     pub level: String,
     /// `text` or `json`.
     pub format: Format,

@@ -18,7 +18,7 @@ pub enum LogLevel {
     Info = 5,
     /// Each call.
     Debug = 6,
-    /// Everything.
+    /// Everything; a release build has no more than of debug.
     Trace = 7,
 }
 
