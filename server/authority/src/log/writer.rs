@@ -20,10 +20,10 @@ use super::{GROUP_LEAVES, LogError};
 
 /// How far back from the end a torn tail may begin: more than the largest group.
 const TAIL: u64 = 16 * 1024 * 1024;
-/// So long a busy writer lets appends gather before it syncs: a sync costs as much CPU as a
-/// signature, and several callers at once do not feel half a millisecond. A caller that is
-/// alone never waits.
-const GATHER: Duration = Duration::from_micros(500);
+/// So long a busy writer lets appends gather before it syncs (DESIGN: at most 1 ms, and a sleep
+/// takes up to 0.1 ms longer): a sync costs as much CPU as a signature. A caller that is alone
+/// never waits.
+const GATHER: Duration = Duration::from_micros(900);
 
 /// Lines that are written and synced whole.
 pub(super) struct Append {
