@@ -62,23 +62,9 @@ impl Feed {
 
     /// Publishes `change`, whose revision is above all before it.
     pub(crate) fn publish(&self, change: Change) {
-        self.add(change);
-        self.wake();
-    }
-
-    /// Publishes `change` to who looks for it; who waits sleeps on until [`Self::wake`].
-    pub(crate) fn add(&self, change: Change) {
         let revision = change.revision;
         lock(&self.ring).push(change);
-        self.latest.send_if_modified(|latest| {
-            *latest = revision;
-            false
-        });
-    }
-
-    /// Wakes the watches.
-    pub(crate) fn wake(&self) {
-        self.latest.send_modify(|_| ());
+        self.latest.send_replace(revision);
     }
 
     /// A watch of `prefix` after `from`.

@@ -2,9 +2,8 @@
 //! the store back after a failed flush.
 //!
 //! Order of a batch: plan against durable state, hide its keys from readers,
-//! write and sync, show, publish, acknowledge, wake the watches. (Publishing
-//! comes before the answer so that a caller can watch from the revision it was
-//! given; watches are woken behind it because each wake-up costs the caller.)
+//! write and sync, show, publish, acknowledge. (Publishing comes before the
+//! answer so that a caller can watch from the revision it was given.)
 //! After a failure the handle is never used again: callers get the cause and
 //! the way out, the writer reopens with back-off, finds out whether the batch
 //! in doubt became durable, proves by a write that the disk takes writes, and
@@ -159,11 +158,10 @@ impl Writer {
         disk.mark(revision);
         self.shared.view.show();
         if let Some(change) = self.in_doubt.take() {
-            self.shared.feed.add(change);
+            self.shared.feed.publish(change);
         }
-        jobs.into_iter().for_each(|job| job.answer(Ok(revision)));
-        self.shared.feed.wake();
         self.backoff = FIRST_BACKOFF;
+        jobs.into_iter().for_each(|job| job.answer(Ok(revision)));
         Ok(())
     }
 
