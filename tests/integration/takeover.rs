@@ -5,6 +5,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::net::UnixStream;
+use vane_chassis::clock::{Clock, System};
 use vane_tests::admin::{entry, unix_channel};
 use vane_tests::fetches::{fetch, through_take_overs, world};
 use vane_tests::half_call::{Ended, call_after, framed};
@@ -41,9 +42,11 @@ async fn a_connection_from_before_that_asks_afterwards_is_answered() {
         says("a successor takes over").await;
         // A client that tries nothing again, as a library that was told to go away would.
         let early = UnixStream::connect(&socket).await.unwrap();
+        let connected = System.monotonic();
         let serves = says("a successor serves: ending");
         let answer = call_after(serves, early, CHECK, framed(&[])).await;
-        assert_eq!(answer, Ended::Status(0, String::new()));
+        let after = System.monotonic() - connected;
+        assert_eq!(answer, Ended::Status(0, String::new()), "after {after:?}");
     };
     let ((_agent, ended), ()) = tokio::join!(agent.replace(), asks);
     assert_eq!(ended, Some(0));
