@@ -10,9 +10,9 @@ use std::task::{Context, Poll, ready};
 
 use futures_util::future::BoxFuture;
 use http_body::Frame;
-use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
+use tonic::{Code, Status};
 use tower::Service;
 use vane_chassis::clock::Clock;
 use vane_chassis::metrics::Calls;
@@ -53,9 +53,9 @@ where
         let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = answer.await?;
-            let count = move |code| {
+            let count = move |code: Code| {
                 let elapsed = clock.monotonic().saturating_duration_since(started);
-                calls.count(at, code, elapsed);
+                calls.count(at, i32::from(code), elapsed);
             };
             if let Some(code) = code(answer.headers()) {
                 count(code);
@@ -78,7 +78,7 @@ struct Answer<F> {
     count: Option<F>,
 }
 
-impl<F: FnOnce(i32) + Unpin> http_body::Body for Answer<F> {
+impl<F: FnOnce(Code) + Unpin> http_body::Body for Answer<F> {
     type Data = bytes::Bytes;
     type Error = Status;
 
@@ -90,7 +90,7 @@ impl<F: FnOnce(i32) + Unpin> http_body::Body for Answer<F> {
         if let Some(Ok(frame)) = &frame
             && let Some(count) = self.count.take()
         {
-            count(frame.trailers_ref().and_then(code).unwrap_or(OK));
+            count(frame.trailers_ref().and_then(code).unwrap_or(Code::Ok));
         }
         Poll::Ready(frame)
     }
@@ -104,11 +104,7 @@ impl<F: FnOnce(i32) + Unpin> http_body::Body for Answer<F> {
     }
 }
 
-const OK: i32 = 0;
-const UNKNOWN: i32 = 2;
-
 /// gRPC's status in headers or trailers, if one is there.
-fn code(headers: &http::HeaderMap) -> Option<i32> {
-    let text = headers.get("grpc-status")?.to_str().ok();
-    Some(text.and_then(|text| text.parse().ok()).unwrap_or(UNKNOWN))
+fn code(headers: &http::HeaderMap) -> Option<Code> {
+    Status::from_header_map(headers).map(|status| status.code())
 }
