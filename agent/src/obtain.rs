@@ -216,8 +216,11 @@ impl Obtain {
                     Duration::ZERO
                 }
                 ObtainError::Node(passing) if passing.is_passing() => backoff.next_delay(),
-                ObtainError::Trust(error) if error.is_passing() => FILE_WAIT,
-                ObtainError::Trust(_) if persistence == Persistence::Serving => FILE_WAIT,
+                ObtainError::Trust(error)
+                    if error.is_passing() || persistence == Persistence::Serving =>
+                {
+                    FILE_WAIT
+                }
                 ObtainError::Node(NodeError::Refused(_) | NodeError::Prove(_))
                     if persistence == Persistence::Serving =>
                 {
