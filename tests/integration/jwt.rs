@@ -46,12 +46,7 @@ async fn served(world: &World, agent: &Agent, ttl: i32) -> (Admin, Workload, Str
     own.jwt_svid_ttl = ttl;
     let id = admin.create(own).await;
     let workload = agent.workload().await;
-    let fetched = async {
-        while workload.jwt("first").await.is_err() {
-            tokio::task::yield_now().await;
-        }
-    };
-    within("the entry is served", fetched).await;
+    workload.served().await;
     (admin, workload, id)
 }
 
