@@ -139,11 +139,41 @@ fn named<'n>(
     Ok(None)
 }
 
+/// Why the file names no cluster and user.
+#[derive(Debug, thiserror::Error)]
+enum Unusable {
+    #[error(transparent)]
+    Wrong(#[from] Wrong),
+    #[error("has no context \"{0}\" (current-context)")]
+    Context(String),
+    #[error("has no cluster \"{0}\"")]
+    Cluster(String),
+    #[error("has no user \"{0}\"")]
+    User(String),
+}
+
+/// The current context's cluster and user.
+fn current(file: &Node) -> Result<(Cluster, User), Unusable> {
+    let wanted = file.text("current-context")?.unwrap_or_default();
+    let context = named(file, "contexts", "context", wanted)?
+        .ok_or_else(|| Unusable::Context(wanted.to_owned()))?;
+    let name = context.text("cluster")?.unwrap_or_default();
+    let cluster = named(file, "clusters", "cluster", name)?
+        .ok_or_else(|| Unusable::Cluster(name.to_owned()))?;
+    let user = match context.text("user")? {
+        None => User::default(),
+        Some(name) => {
+            let user = named(file, "users", "user", name)?;
+            User::read(user.ok_or_else(|| Unusable::User(name.to_owned()))?)?
+        }
+    };
+    Ok((Cluster::read(cluster)?, user))
+}
+
 fn parse(bytes: &[u8], path: &Path) -> Result<Access, AccessError> {
     let reader = Reader { path };
-    let wrong = |wrong: Wrong| reader.error(wrong.to_string());
-    let file = yaml::read(bytes).map_err(wrong)?;
-    let (cluster, user) = reader.current(&file).map_err(wrong)??;
+    let file = yaml::read(bytes).map_err(|wrong| reader.error(wrong.to_string()))?;
+    let (cluster, user) = current(&file).map_err(|why| reader.error(why.to_string()))?;
     reader.access(cluster, user)
 }
 
@@ -152,27 +182,6 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// The current context's cluster and user; inside, that one of them is not there.
-    fn current(&self, file: &Node) -> Result<Result<(Cluster, User), AccessError>, Wrong> {
-        let wanted = file.text("current-context")?.unwrap_or_default();
-        let Some(context) = named(file, "contexts", "context", wanted)? else {
-            let missing = format!("has no context \"{wanted}\" (current-context)");
-            return Ok(Err(self.error(missing)));
-        };
-        let name = context.text("cluster")?.unwrap_or_default();
-        let Some(cluster) = named(file, "clusters", "cluster", name)? else {
-            return Ok(Err(self.error(format!("has no cluster \"{name}\""))));
-        };
-        let user = match context.text("user")? {
-            None => User::default(),
-            Some(name) => match named(file, "users", "user", name)? {
-                Some(user) => User::read(user)?,
-                None => return Ok(Err(self.error(format!("has no user \"{name}\"")))),
-            },
-        };
-        Ok(Ok((Cluster::read(cluster)?, user)))
-    }
-
     fn access(&self, cluster: Cluster, user: User) -> Result<Access, AccessError> {
         self.check(&cluster, &user)?;
         let endpoint = Endpoint::parse(&cluster.server)?;
