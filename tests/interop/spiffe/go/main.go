@@ -236,14 +236,19 @@ func dial(ctx context.Context, args []string) (result, error) {
 	return result{"peer": peer.String(), "echo": strings.TrimSpace(answer)}, nil
 }
 
-// raw calls FetchX509Bundles with the given values of the security header, none at all without arguments.
-func raw(ctx context.Context, args []string) (result, error) {
+// plain is a connection to the agent without what the library does for its users.
+func plain(options ...grpc.DialOption) (*grpc.ClientConn, error) {
 	address, _ := workloadapi.GetDefaultAddress()
 	target, err := workloadapi.TargetFromAddress(address)
 	if err != nil {
 		return nil, err
 	}
-	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	return grpc.NewClient(target, append(options, grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+}
+
+// raw calls FetchX509Bundles with the given values of the security header, none at all without arguments.
+func raw(ctx context.Context, args []string) (result, error) {
+	conn, err := plain()
 	if err != nil {
 		return nil, err
 	}

@@ -17,7 +17,6 @@ import (
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
@@ -81,12 +80,7 @@ func said(ids []string, err error) result {
 
 // ask fetches X.509-SVIDs once, over the connected socket when there is one.
 func ask(ctx context.Context, socket *os.File) ([]string, error) {
-	address, _ := workloadapi.GetDefaultAddress()
-	target, err := workloadapi.TargetFromAddress(address)
-	if err != nil {
-		return nil, err
-	}
-	options := []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDisableRetry()}
+	options := []grpc.DialOption{grpc.WithDisableRetry()}
 	if socket != nil {
 		used := false
 		options = append(options, grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
@@ -97,7 +91,7 @@ func ask(ctx context.Context, socket *os.File) ([]string, error) {
 			return net.FileConn(socket)
 		}))
 	}
-	conn, err := grpc.NewClient(target, options...)
+	conn, err := plain(options...)
 	if err != nil {
 		return nil, err
 	}
