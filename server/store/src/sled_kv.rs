@@ -1,7 +1,7 @@
-//! The embedded store: sled, with the durability that sled alone lacks.
+//! The embedded store: sled behind a journal, with the durability that sled alone lacks.
 //!
-//! Invariant: an acknowledged commit is on disk (`fdatasync`, not only
-//! sled's flush), and nothing that is not on disk was ever read or published.
+//! Invariant: an acknowledged commit is on disk (`fdatasync` of the journal, then of sled's
+//! files before the journal forgets it), and nothing that is not on disk was ever read or published.
 //! One tree, one writing thread, no sled transactions and no sled watches.
 //! Damage found at opening is an error with the way out, never a panic.
 //! Not here: several servers on one store; that is what etcd is for.
@@ -9,6 +9,7 @@
 mod blobs;
 mod failure;
 mod faults;
+mod journal;
 mod layout;
 mod stand_by;
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
-/// The folder of those files, and when it last changed.
+/// The folder of those files, and when it had last changed as they were synced.
 #[derive(Debug)]
 pub(super) struct Blobs {
     dir: PathBuf,
@@ -17,8 +17,10 @@ pub(super) struct Blobs {
 
 impl Blobs {
     pub(super) fn new(dir: PathBuf) -> Self {
-        let seen = Mutex::new(modified(&dir).ok());
-        Self { dir, seen }
+        Self {
+            dir,
+            seen: Mutex::default(),
+        }
     }
 
     /// Syncs the files when there are new ones.

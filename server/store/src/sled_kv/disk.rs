@@ -1,9 +1,10 @@
-//! One opened sled database: reads, and writes that are durable on return.
+//! One opened sled database and its journal: reads, and batches that are durable before sled
+//! takes them.
 //!
-//! Invariant: [`Disk::write`] returns `Ok` only after the batch was written,
-//! `fdatasync` of the log returned, and files that sled put beside the log
-//! were synced too (sled's own flush is no fsync). After an error the handle
-//! must be dropped: what it shows in memory may not be on disk.
+//! Invariant: [`Disk::append`] returns `Ok` only after `fdatasync` of the journal returned, and the
+//! journal forgets a batch only after `fdatasync` of sled's log and of the files that sled put
+//! beside it (sled's own flush is no fsync). After an error the handle must be dropped: what it
+//! shows in memory may not be on disk.
 //! sled panics on some kinds of damage: every call into it is caught.
 
 use std::fs::{DirBuilder, File};
@@ -11,7 +12,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -20,6 +21,7 @@ use super::blobs::Blobs;
 use super::changes::{Changes, Write};
 use super::failure::{Fault, corrupt, is_locked, panic_text, unavailable};
 use super::faults::{Faults, Stage};
+use super::journal::{Journal, Record};
 use super::layout::{self, Fingerprint, Stored, Totals};
 use crate::kv::{Epoch, Item, KvError, RESERVED_FROM, Revision, is_reserved};
 use crate::record::{self, FrameError};
@@ -54,7 +56,15 @@ pub(super) struct Disk {
     faults: Faults,
     epoch: Epoch,
     revision: Revision,
-    totals: Mutex<Totals>,
+    written: Mutex<Written>,
+}
+
+/// What the last write left.
+#[derive(Debug)]
+struct Written {
+    revision: Revision,
+    totals: Totals,
+    journal: Journal,
 }
 
 impl Disk {
@@ -75,6 +85,11 @@ impl Disk {
             .open(dir.join("acknowledged"))
             .map_err(io_error)?;
         let log = File::open(dir.join("db")).map_err(io_error)?;
+        let written = Written {
+            revision: 0,
+            totals: Totals::default(),
+            journal: Journal::open(dir).map_err(io_error)?,
+        };
         let mut disk = Self {
             dir: dir.clone(),
             db,
@@ -84,7 +99,7 @@ impl Disk {
             faults: faults.clone(),
             epoch: Epoch([0; 16]),
             revision: 0,
-            totals: Mutex::default(),
+            written: Mutex::new(written),
         };
         disk.load_meta()?;
         disk.verify()?;
@@ -138,27 +153,60 @@ impl Disk {
         })
     }
 
-    /// Applies `writes` as `revision`, durably.
-    pub(super) fn write(&self, writes: &[Write], revision: Revision) -> Result<(), KvError> {
+    /// Makes `writes` durable as `revision`; what it returns must be applied before the next.
+    pub(super) fn append(&self, writes: &[Write], revision: Revision) -> Result<Changes, KvError> {
         self.guarded("write", || {
-            let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut after = *totals;
-            self.faults.at(Stage::Apply)?;
-            Changes::of(writes, revision, &mut after).apply(&self.db)?;
+            let written = &mut *self.written();
+            let mut totals = written.totals;
+            self.faults.at(Stage::Append)?;
+            let record = Record {
+                on: written.revision,
+                changes: Changes::of(writes, revision, &mut totals),
+            };
+            let encoded = record.encode();
+            if !written.journal.has_room(&encoded) {
+                self.settle(&mut written.journal)?;
+            }
+            written.journal.append(&encoded)?;
             self.faults.at(Stage::Sync)?;
-            self.sync()?;
+            written.journal.sync()?;
             self.faults.at(Stage::Synced)?;
-            *totals = after;
-            Ok(())
+            written.revision = revision;
+            written.totals = totals;
+            Ok(record.changes)
         })
     }
 
-    /// Brings what sled holds in memory to the disk.
-    fn sync(&self) -> Result<(), Fault> {
+    /// Gives sled what [`Self::append`] made durable.
+    pub(super) fn apply(&self, changes: Changes) -> Result<(), KvError> {
+        self.guarded("write", || {
+            self.faults.at(Stage::Apply)?;
+            Ok(changes.apply(&self.db)?)
+        })
+    }
+
+    /// Writes, to see that journal and sled can, and changes nothing.
+    pub(super) fn prove(&self) -> Result<(), KvError> {
+        self.apply(self.append(&[], self.revision)?)?;
+        self.rest()
+    }
+
+    /// Brings all to the disk, so that the next opening has nothing to do again.
+    pub(super) fn rest(&self) -> Result<(), KvError> {
+        self.guarded("write", || self.settle(&mut self.written().journal))
+    }
+
+    /// Brings sled to the disk, as far as it is in memory, and starts the journal again.
+    fn settle(&self, journal: &mut Journal) -> Result<(), Fault> {
         self.db.flush()?;
         self.blobs.sync()?;
         self.log.sync_data()?;
+        journal.start_again();
         Ok(())
+    }
+
+    fn written(&self) -> MutexGuard<'_, Written> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that `revision` was acknowledged, so that a store that lost it
@@ -199,29 +247,41 @@ impl Disk {
         let epoch = self.meta(layout::EPOCH_KEY)?;
         let epoch = epoch.and_then(|epoch| epoch.as_ref().try_into().ok());
         let missing = || corrupt(&self.dir, "its epoch or revision is missing");
-        let (Some(epoch), Some(found)) = (epoch, self.stored_revision()?) else {
+        let (Some(epoch), Some((found, _))) = (epoch, self.stored_revision()?) else {
             return Err(missing());
         };
-        let completed = self.guarded("write", || {
-            let completed = Changes::complete(&self.db, found.0)?;
-            if completed {
-                self.sync()?;
-            }
-            Ok(completed)
-        })?;
-        let (revision, totals) = match completed {
-            true => self.stored_revision()?.ok_or_else(missing)?,
-            false => found,
-        };
+        self.guarded("write", || self.replay(found))?;
+        let (revision, totals) = self.stored_revision()?.ok_or_else(missing)?;
         self.epoch = Epoch(epoch);
         self.revision = revision;
-        self.totals = Mutex::new(totals);
+        let written = self.written.get_mut();
+        let written = written.unwrap_or_else(PoisonError::into_inner);
+        written.revision = revision;
+        written.totals = totals;
         let acknowledged = self.marked().unwrap_or(0);
         if acknowledged > revision {
             let what = format!("it is at revision {revision}, {acknowledged} was acknowledged");
             return Err(corrupt(&self.dir, &what));
         }
         Ok(())
+    }
+
+    /// Does again what the journal has and sled, which was `found` on the disk, has not.
+    fn replay(&self, found: Revision) -> Result<(), Fault> {
+        let written = &mut *self.written();
+        let mut at = found;
+        for Record { on, changes } in written.journal.records()? {
+            if changes.revision() <= found {
+                continue;
+            }
+            if on != at {
+                let what = format!("its journal goes on from revision {on}, it is at {at}");
+                return Err(Fault::Damaged(what));
+            }
+            at = changes.revision();
+            changes.apply(&self.db)?;
+        }
+        self.settle(&mut written.journal)
     }
 
     fn stored_revision(&self) -> Result<Option<(Revision, Totals)>, KvError> {
@@ -231,7 +291,7 @@ impl Disk {
 
     /// Counts the keys: damage may have taken some without a trace.
     fn verify(&self) -> Result<(), KvError> {
-        let expected = *self.totals.lock().unwrap_or_else(PoisonError::into_inner);
+        let expected = self.written().totals;
         let found = self.guarded("read", || {
             let mut found = Totals::default();
             for pair in self.db.iter() {

@@ -12,11 +12,13 @@ pub(crate) enum Stage {
     /// The database is about to be opened.
     Open,
     /// Nothing of the batch was written yet.
-    Apply,
-    /// The batch is in sled's memory.
+    Append,
+    /// The batch is written, not synced.
     Sync,
     /// The batch is on disk, nobody knows yet.
     Synced,
+    /// The batch is acknowledged, sled has nothing of it yet.
+    Apply,
 }
 
 /// Lets tests fail a [`Stage`]; does nothing in production.

@@ -5,7 +5,6 @@
 //! | user key | version, kind 0, mod_revision, CRC-32C, the value |
 //! | user key | version, kind 1, mod_revision, CRC-32C, op, chunk count |
 //! | `~c/` mod_revision, op, index | one chunk of a value of kind 1 |
-//! | `~redo` | framed: the last small batch, see `changes` |
 //! | `m/format`, `m/epoch` | framed as in [`crate::record`] |
 //! | `m/revision` | framed: revision, and the [`Totals`] of all user keys |
 //!

@@ -7,7 +7,7 @@
 //! are serial histories, and one revision per batch is enough for
 //! [`crate::kv::Compare::ModRevision`].
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -42,8 +42,8 @@ impl Job {
 pub(super) struct Plan {
     pub(super) writes: Vec<Write>,
     pub(super) jobs: Vec<Job>,
-    /// The keys that `writes` changes, with what stands there until then.
-    pub(super) before: HashMap<Bytes, Option<Stored>>,
+    /// The keys that `writes` changes.
+    keys: HashSet<Bytes>,
     bytes: usize,
 }
 
@@ -55,17 +55,14 @@ impl Plan {
     fn touches(&self, txn: &Txn) -> bool {
         let compared = txn.compares.iter().map(|compare| compare.key());
         let written = txn.ops.iter().map(Op::key);
-        !self.before.is_empty()
-            && compared
-                .chain(written)
-                .any(|key| self.before.contains_key(key))
+        !self.keys.is_empty() && compared.chain(written).any(|key| self.keys.contains(key))
     }
 
     fn add(&mut self, job: Job, ops: Vec<Op>, found: &Found) {
         self.bytes = self.bytes.saturating_add(job.txn.bytes());
         for op in ops {
             let before = found.get(op.key());
-            self.before.insert(op.key().clone(), before.clone());
+            self.keys.insert(op.key().clone());
             self.writes.push(Write { op, before });
         }
         self.jobs.push(job);

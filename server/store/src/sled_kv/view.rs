@@ -1,8 +1,8 @@
-//! What readers see: the durable state, whatever the writer is about to do.
+//! What readers see: the durable state, whether sled has it yet or not.
 //!
-//! Invariant: while a batch is between sled's memory and the disk, its keys
-//! are answered from `before`, so nobody reads what a failed flush would take
-//! back. While the store is down nothing is read at all.
+//! Invariant: a batch is seen from the moment on that the journal has it on the disk: until sled
+//! has taken all of its keys they are answered from `ahead`. So nobody reads what a failed sync
+//! would take back, or half a batch. While the store is down nothing is read at all.
 //! Readers hold the lock shared for one key or [`STRIDE`] keys; the writer
 //! takes it alone only to swap a pointer.
 
@@ -12,7 +12,6 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use bytes::Bytes;
 
 use super::disk::Disk;
-use super::layout::Stored;
 use crate::kv::{Item, KvError};
 
 /// Most items that are read under one lock.
@@ -22,10 +21,13 @@ pub(super) const STRIDE: usize = 256;
 #[derive(Debug)]
 pub(super) struct View(RwLock<State>);
 
+/// What the keys of a batch have that sled is still taking; None is removed.
+pub(super) type Ahead = HashMap<Bytes, Option<Item>>;
+
 #[derive(Debug)]
 struct State {
     disk: Result<Arc<Disk>, KvError>,
-    before: HashMap<Bytes, Option<Stored>>,
+    ahead: Ahead,
     /// Counts the handles that served, so that a late complaint about an
     /// earlier one is told apart.
     generation: u64,
@@ -35,7 +37,7 @@ impl View {
     pub(super) fn new(disk: Arc<Disk>) -> Self {
         Self(RwLock::new(State {
             disk: Ok(disk),
-            before: HashMap::new(),
+            ahead: Ahead::new(),
             generation: 0,
         }))
     }
@@ -44,10 +46,10 @@ impl View {
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<Item>, Failure> {
         let state = self.read();
         let disk = state.disk()?;
-        let stored = match state.before.get(key) {
-            Some(before) => before.clone(),
-            None => disk.read(key).map_err(|error| state.failure(error))?,
-        };
+        if let Some(ahead) = state.ahead.get(key) {
+            return Ok(ahead.clone());
+        }
+        let stored = disk.read(key).map_err(|error| state.failure(error))?;
         Ok(stored.map(|stored| stored.item))
     }
 
@@ -60,15 +62,15 @@ impl View {
     ) -> Result<(Vec<Item>, bool), Failure> {
         let state = self.read();
         let disk = state.disk()?;
-        let hidden = |key: &[u8]| !state.before.is_empty() && state.before.contains_key(key);
+        let hidden = |key: &[u8]| !state.ahead.is_empty() && state.ahead.contains_key(key);
         let mut items = disk
             .read_range(prefix, after, limit.saturating_add(1), hidden)
             .map_err(|error| state.failure(error))?;
         let in_range = |item: &&Item| {
             item.key.starts_with(prefix) && after.is_none_or(|after| item.key.as_ref() > after)
         };
-        let before = state.before.values().flatten().map(|stored| &stored.item);
-        items.extend(before.filter(in_range).cloned());
+        let ahead = state.ahead.values().flatten();
+        items.extend(ahead.filter(in_range).cloned());
         items.sort_unstable_by(|a, b| a.key.cmp(&b.key));
         let more = items.len() > limit;
         items.truncate(limit);
@@ -92,21 +94,21 @@ impl View {
         self.read().generation
     }
 
-    /// Hides the writes to come behind what their keys have now.
-    pub(super) fn hide(&self, before: HashMap<Bytes, Option<Stored>>) {
-        self.write().before = before;
+    /// Shows a batch that is durable and that sled has not taken yet.
+    pub(super) fn show(&self, ahead: Ahead) {
+        self.write().ahead = ahead;
     }
 
-    /// Shows the writes: they are durable.
-    pub(super) fn show(&self) {
-        let hidden = std::mem::take(&mut self.write().before);
-        drop(hidden);
+    /// Sled has taken all of it.
+    pub(super) fn taken(&self) {
+        let taken = std::mem::take(&mut self.write().ahead);
+        drop(taken);
     }
 
     /// Takes the handle from the readers; they get `error` from now on.
     pub(super) fn take_down(&self, error: KvError) -> Option<Arc<Disk>> {
         let mut state = self.write();
-        state.before = HashMap::new();
+        state.ahead = Ahead::new();
         std::mem::replace(&mut state.disk, Err(error)).ok()
     }
 

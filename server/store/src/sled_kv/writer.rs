@@ -1,9 +1,9 @@
 //! The one thread that writes: it drains the queue into batches, and brings
 //! the store back after a failed flush.
 //!
-//! Order of a batch: plan against durable state, hide its keys from readers,
-//! write and sync, show, publish, acknowledge. (Publishing comes before the
-//! answer so that a caller can watch from the revision it was given.)
+//! Order of a batch: plan against durable state, append to the journal and sync, show, publish,
+//! acknowledge, give it to sled. (Publishing comes before the answer so that a caller can watch
+//! from the revision it was given; sled comes last because nobody waits for it.)
 //! After a failure the handle is never used again: callers get the cause and
 //! the way out, the writer reopens with back-off, finds out whether the batch
 //! in doubt became durable, proves by a write that the disk takes writes, and
@@ -19,7 +19,7 @@ use super::changes::Write;
 use super::disk::{Disk, SledConfig};
 use super::faults::Faults;
 use super::plan::{Job, Plan, plan};
-use super::view::View;
+use super::view::{Ahead, View};
 use crate::kv::{Change, ChangeOp, Epoch, Feed, Item, KvError, Op, Revision};
 use crate::record::RESTORE;
 
@@ -89,7 +89,11 @@ impl Writer {
             cause: "the store was closed".to_owned(),
             way_out: "start the server again".to_owned(),
         };
-        drop(self.shared.view.take_down(closed));
+        if let Some(disk) = self.shared.view.take_down(closed)
+            && let Err(error) = disk.rest()
+        {
+            tracing::warn!(%error, "store closed; what its journal has is done again at the next start");
+        }
     }
 
     fn step(&mut self) -> Result<(), Closed> {
@@ -138,30 +142,29 @@ impl Writer {
     fn commit_next(&mut self) -> Result<(), KvError> {
         let disk = self.shared.view.disk()?;
         let current = self.shared.feed.revision();
-        let Plan {
-            writes,
-            jobs,
-            before,
-            ..
-        } = plan(&mut self.queue, current, |key| disk.read(key))?;
+        let Plan { writes, jobs, .. } = plan(&mut self.queue, current, |key| disk.read(key))?;
         if writes.is_empty() {
             return Ok(());
         }
         let revision = self.tried.saturating_add(1);
         self.tried = revision;
         self.in_doubt = Some(change(&writes, revision));
-        self.shared.view.hide(before);
-        if let Err(error) = disk.write(&writes, revision) {
-            self.queue.extend(jobs);
-            return Err(error);
-        }
+        let changes = match disk.append(&writes, revision) {
+            Ok(changes) => changes,
+            Err(error) => {
+                self.queue.extend(jobs);
+                return Err(error);
+            }
+        };
         disk.mark(revision);
-        self.shared.view.show();
         if let Some(change) = self.in_doubt.take() {
+            self.shared.view.show(ahead(&change));
             self.shared.feed.publish(change);
         }
         self.backoff = FIRST_BACKOFF;
         jobs.into_iter().for_each(|job| job.answer(Ok(revision)));
+        disk.apply(changes)?;
+        self.shared.view.taken();
         Ok(())
     }
 
@@ -223,7 +226,7 @@ impl Writer {
                 "it is at revision {found}, but {acknowledged} was acknowledged"
             )));
         }
-        disk.write(&[], found)?;
+        disk.prove()?;
         if let Some(change) = self
             .in_doubt
             .take()
@@ -247,6 +250,15 @@ fn change(writes: &[Write], revision: Revision) -> Change {
     });
     let ops = ops.collect();
     Change { revision, ops }
+}
+
+/// What readers see of `change` until sled has it.
+fn ahead(change: &Change) -> Ahead {
+    let item = |op: &ChangeOp| match op {
+        ChangeOp::Put(item) => (item.key.clone(), Some(item.clone())),
+        ChangeOp::Delete(key) => (key.clone(), None),
+    };
+    change.ops.iter().map(item).collect()
 }
 
 fn changed(what: &str) -> KvError {

@@ -190,7 +190,7 @@ async fn a_value_that_is_not_the_last_written_is_noticed() {
 /// Power fails in the middle of a commit: the sectors that got to the disk are the first ones, or
 /// the last ones.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_torn_small_commit_is_there_wholly_or_not_at_all() {
+async fn a_torn_commit_is_there_wholly_or_not_at_all() {
     let dir = TempDir::new().unwrap();
     let kv = open(dir.path());
     for n in 0..30 {
@@ -198,16 +198,18 @@ async fn a_torn_small_commit_is_there_wholly_or_not_at_all() {
         let txn = txn.put(format!("u/{n}"), "x").put("l/1", vec![n; 800]);
         kv.commit(txn).await.unwrap();
     }
-    let (files, old) = (files_in(dir.path()), all(&kv).await.unwrap());
-    let txn = Txn::new().put("e/new", vec![1; 900]).put("l/1", "new");
+    let old = all(&kv).await.unwrap();
+    drop(kv);
+    let files = files_in(dir.path());
+    let kv = open(dir.path());
+    let txn = Txn::new().put("e/new", vec![1; 9_000]).put("l/1", "new");
     kv.commit(txn.put("u/new", "x").delete("e/7"))
         .await
         .unwrap();
     let new = all(&kv).await.unwrap();
-    let db = Path::new("db");
-    let (mut before, after) = (files[db].clone(), files_in(dir.path())[db].clone());
+    let journal = Path::new("journal");
+    let (before, after) = (&files[journal], &files_in(dir.path())[journal]);
     drop(kv);
-    before.resize(after.len(), 0);
     let differ = |at: &usize| before[*at] != after[*at];
     let first = (0..after.len()).find(differ).unwrap();
     let end = (0..after.len()).rfind(differ).unwrap() + 1;
@@ -215,16 +217,74 @@ async fn a_torn_small_commit_is_there_wholly_or_not_at_all() {
     for at in (first..=end).step_by((end - first) / 40) {
         let torn = [&after[..at], &before[at..]].concat();
         let late = [&before[..at], &after[at..]].concat();
-        for db_file in [torn, late] {
+        for file in [torn, late] {
             let dir = TempDir::new().unwrap();
             for (name, bytes) in &files {
                 fs::write(dir.path().join(name), bytes).unwrap();
             }
-            fs::write(dir.path().join(db), db_file).unwrap();
+            fs::write(dir.path().join(journal), file).unwrap();
             let items = all(&open(dir.path())).await.unwrap();
             assert!(items == old || items == new, "torn at {at}");
             found[usize::from(items == new)] += 1;
         }
     }
     assert!(found[0] > 0 && found[1] > 0, "{found:?}");
+}
+
+/// Power fails and takes what sled had in memory: its file is that of the last start.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_sled_had_not_written_yet_is_done_again() {
+    let dir = TempDir::new().unwrap();
+    let kv = open(dir.path());
+    put(&kv, "a", "1").await;
+    drop(kv);
+    let closed = files_in(dir.path());
+    let kv = open(dir.path());
+    for n in 0..200 {
+        let txn = Txn::new().put(format!("e/{n}"), vec![n; 20_000]);
+        kv.commit(txn.put("last", n.to_string())).await.unwrap();
+    }
+    let items = all(&kv).await.unwrap();
+    let crashed = files_in(dir.path());
+    drop(kv);
+    for lost in [&["db"][..], &["db", "acknowledged"]] {
+        let dir = TempDir::new().unwrap();
+        for (name, bytes) in &crashed {
+            let lost = lost.iter().any(|lost| name == Path::new(lost));
+            let bytes = if lost { &closed[name] } else { bytes };
+            fs::write(dir.path().join(name), bytes).unwrap();
+        }
+        let kv = open(dir.path());
+        assert_eq!(all(&kv).await.unwrap(), items, "{lost:?} of before");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_that_does_not_follow_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let kv = open(dir.path());
+    put(&kv, "a", "1").await;
+    drop(kv);
+    let old = files_in(dir.path());
+    let kv = open(dir.path());
+    put(&kv, "a", "2").await;
+    drop(kv);
+    let kv = open(dir.path());
+    put(&kv, "a", "3").await;
+    let new = files_in(dir.path());
+    drop(kv);
+    let dir = TempDir::new().unwrap();
+    for (name, bytes) in &old {
+        let name = name.as_path();
+        let journal = name == Path::new("journal");
+        let bytes = if journal { &new[name] } else { bytes };
+        fs::write(dir.path().join(name), bytes).unwrap();
+    }
+    let refused = SledKv::open(SledConfig::new(dir.path())).unwrap_err();
+    let text = refused.to_string();
+    assert!(
+        text.contains("its journal goes on from revision 2"),
+        "{text}"
+    );
+    assert!(text.contains("put back a copy"), "{text}");
 }

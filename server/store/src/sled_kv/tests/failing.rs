@@ -64,7 +64,7 @@ fn assert_unavailable(error: &KvError) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_flush_is_answered_with_cause_and_way_out_and_recovers() {
-    for stage in [Stage::Apply, Stage::Sync, Stage::Synced] {
+    for stage in [Stage::Append, Stage::Sync, Stage::Synced] {
         let store = Fixture::new();
         let before = put(&store.kv, "a", "before").await;
         let mut watch = store.kv.watch(b"", before).unwrap();
@@ -97,7 +97,7 @@ async fn a_failed_flush_is_answered_with_cause_and_way_out_and_recovers() {
         } else {
             assert_eq!((found.value, found.mod_revision), ("before".into(), before));
         }
-        if stage == Stage::Apply {
+        if stage == Stage::Append {
             assert_eq!(value(&store.kv, "a").await, Some("before".into()));
         }
         let after = put(&store.kv, "a", "after").await;
@@ -134,6 +134,61 @@ async fn a_batch_in_doubt_that_became_durable_is_published_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_sled_could_not_take_is_acknowledged_and_there_again_once_it_can() {
+    let store = Fixture::new();
+    let before = put(&store.kv, "a", "before").await;
+    let mut watch = store.kv.watch(b"", before).unwrap();
+    store.break_at(Stage::Apply);
+    let acknowledged = put(&store.kv, "a", "acknowledged").await;
+    let change = watch.try_next().unwrap().unwrap();
+    assert_eq!(change.revision, acknowledged);
+    let refused = store.kv.commit(Txn::new().put("a", "refused")).await;
+    assert!(matches!(
+        refused,
+        Err(CommitError::Kv(KvError::Unavailable { .. }))
+    ));
+    store.repair();
+    store.up().await;
+    let found = store.kv.get(b"a").await.unwrap().unwrap();
+    assert_eq!(found.value, "acknowledged");
+    assert_eq!(found.mod_revision, acknowledged);
+    assert_eq!(watch.try_next(), Ok(None), "published twice");
+    assert!(put(&store.kv, "a", "after").await > acknowledged);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_is_read_whole_while_sled_takes_it() {
+    let dir = TempDir::new().unwrap();
+    let (go_on, gate) = channel::<()>();
+    let gate: Mutex<Receiver<()>> = Mutex::new(gate);
+    let faults = Faults::new(move |stage| {
+        if stage == Stage::Apply {
+            let _ = gate.lock().unwrap().recv_timeout(DEADLINE);
+        }
+        Ok(())
+    });
+    let config = SledConfig::new(dir.path());
+    let kv = SledKv::open_with(config, faults, RingLimits::default()).unwrap();
+    go_on.send(()).unwrap();
+    let old = Txn::new().put("e/1", "old").put("e/2", "old");
+    kv.commit(old).await.unwrap();
+    let new = Txn::new().put("e/1", "new").delete("e/2").put("e/3", "new");
+    let revision = kv.commit(new).await.unwrap();
+    assert_eq!(value(&kv, "e/1").await, Some("new".into()));
+    assert_eq!(value(&kv, "e/2").await, None);
+    let ahead = kv.scan(b"e/", None, 10).await.unwrap();
+    let keys = |page: &Page| -> Vec<Bytes> { page.items.iter().map(|i| i.key.clone()).collect() };
+    assert_eq!(
+        (keys(&ahead), ahead.revision),
+        (vec!["e/1".into(), "e/3".into()], revision)
+    );
+    go_on.send(()).unwrap();
+    go_on.send(()).unwrap();
+    put(&kv, "a", "the next batch").await;
+    assert_eq!(kv.scan(b"e/", None, 10).await.unwrap().items, ahead.items);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn everybody_in_a_failed_batch_and_behind_it_gets_an_answer() {
     let store = Fixture::new();
     put(&store.kv, "a", "before").await;
@@ -159,7 +214,7 @@ async fn everybody_in_a_failed_batch_and_behind_it_gets_an_answer() {
 async fn a_store_that_cannot_be_opened_again_stays_down_until_it_can() {
     let store = Fixture::new();
     put(&store.kv, "a", "before").await;
-    store.break_at(Stage::Apply);
+    store.break_at(Stage::Append);
     store
         .kv
         .commit(Txn::new().put("a", "doubt"))
@@ -185,7 +240,7 @@ async fn a_store_that_cannot_be_opened_again_stays_down_until_it_can() {
 async fn a_store_that_is_down_can_be_dropped() {
     let store = Fixture::new();
     put(&store.kv, "a", "before").await;
-    store.break_at(Stage::Apply);
+    store.break_at(Stage::Append);
     store
         .kv
         .commit(Txn::new().put("a", "doubt"))
