@@ -4,8 +4,9 @@
 //! In this version one JSON object per line in `audit.jsonl`, appended by one writer thread:
 //! what is queued while one group is synced is the next group, at most [`GROUP_LEAVES`]
 //! leaves, so that nobody waits for a timer and a busy server syncs once for many. An append
-//! is acknowledged after `fdatasync`. What was never acknowledged may stand at the end of
-//! the file after a crash: a torn tail is cut and reported at start.
+//! is acknowledged after `fdatasync`; one of leaves that the store keeps, too, when they stand
+//! in the file. What was never synced may stand at the end of the file after a crash: a torn
+//! tail is cut and reported at start.
 //! Not here yet: the Merkle tree and its signed checkpoints (C2SP tlog-tiles), retention.
 
 mod leaf;
@@ -26,7 +27,7 @@ use vane_chassis::metrics::Latency;
 pub use leaf::Leaf;
 pub use vitals::LogHealth;
 use vitals::Vitals;
-use writer::{Append, Writer};
+use writer::{Append, OnceDurable, Writer};
 
 /// The file's name in the data directory (NAMES 12).
 pub const FILE: &str = "audit.jsonl";
@@ -197,7 +198,7 @@ impl Log {
         self.vitals.health(self.clock.monotonic())
     }
 
-    /// How long appends took until they were durable.
+    /// How long appends took until they were answered.
     #[must_use]
     pub fn latency(&self) -> &Latency {
         self.vitals.latency()
@@ -209,16 +210,34 @@ impl Log {
     /// # Errors
     /// [`LogError`] in [`Mode::Required`] only.
     pub async fn append(&self, leaves: &[Leaf]) -> Result<(), LogError> {
+        self.send(leaves, None).await
+    }
+
+    /// As [`append`](Self::append) for leaves that somebody keeps durably until `once_durable`
+    /// is called: returns when they stand in the file. When they cannot be synced after all they
+    /// are cut off it again, `once_durable` is not called, and it is a failure that is counted.
+    ///
+    /// # Errors
+    /// [`LogError`] in [`Mode::Required`] only.
+    pub async fn append_kept(
+        &self,
+        leaves: &[Leaf],
+        once_durable: impl FnOnce() + Send + 'static,
+    ) -> Result<(), LogError> {
+        self.send(leaves, Some(Box::new(once_durable))).await
+    }
+
+    async fn send(
+        &self,
+        leaves: &[Leaf],
+        once_durable: Option<OnceDurable>,
+    ) -> Result<(), LogError> {
         let Some(queue) = self.queue.as_ref().filter(|_| !leaves.is_empty()) else {
             return Ok(());
         };
         let lines = leaf::lines(leaves, self.clock.now())?;
         let (done, acknowledged) = oneshot::channel();
-        let append = Append {
-            lines,
-            leaves: leaves.len(),
-            done,
-        };
+        let append = Append::new(lines, leaves.len(), done, once_durable);
         let waiting = self.vitals.wait(self.clock.monotonic());
         let sent = queue.send(append).await.map_err(|_| LogError::Closed);
         if self.mode == Mode::BestEffort {

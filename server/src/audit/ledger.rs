@@ -2,8 +2,9 @@
 //! the next start when the server ended in between (promise P9).
 //!
 //! The transaction of a change also writes what the log has to say about it
-//! ([`vane_store::tables::pending`]); once the log has it durably, that row is written over by a
-//! later change or deleted, behind the acknowledgement. What is found at start is looked for in
+//! ([`vane_store::tables::pending`]). That row is durable, so the acknowledgement waits until the
+//! change stands in the log, not until the log is synced; once it is, the row is written over by
+//! a later change or deleted. What is found at start is looked for in
 //! the end of the log's file by its change ID, so that nothing stands there twice.
 
 use std::collections::HashSet;
@@ -145,9 +146,9 @@ impl Ledger {
     pub async fn log(&self, stored: Vec<Intent>) -> Result<(), LogError> {
         let (slots, leaves): (Vec<Option<u64>>, Vec<Leaf>) =
             stored.into_iter().map(|one| (one.slot, one.leaf)).unzip();
-        self.log.append(&leaves).await?;
-        self.slots.are_logged(slots.into_iter().flatten());
-        Ok(())
+        let state = Arc::clone(&self.slots);
+        let once_durable = move || state.are_logged(slots.into_iter().flatten());
+        self.log.append_kept(&leaves, once_durable).await
     }
 
     /// Writes what the last run of this server stored and did not log; how many changes that
@@ -407,10 +408,12 @@ mod tests {
             store(&one, "k").await;
             ledger.log(vec![one]).await.unwrap();
         }
+        // All before it are durable then.
+        ledger.log.append(&[leaf("0", b"{}")]).await.unwrap();
         tasks.token().cancel();
         tasks.join(Duration::from_secs(20)).await.unwrap();
         assert_eq!(world.owed().await, 0);
-        assert_eq!(world.lines().len(), 250);
+        assert_eq!(world.lines().len(), 251);
     }
 
     #[test]

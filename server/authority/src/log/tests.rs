@@ -143,6 +143,40 @@ async fn a_log_that_cannot_be_written_refuses_or_only_counts() {
     assert_eq!(Log::off(clock).append(&[admin(1)]).await.ok(), Some(()));
 }
 
+#[tokio::test]
+async fn leaves_that_somebody_keeps_are_let_go_once_they_are_durable_and_only_then() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(FILE);
+    let log = Log::open(&path, clock()).unwrap();
+    let (durable, is_durable) = oneshot::channel();
+    let told = || durable.send(()).unwrap();
+    log.append_kept(&[admin(1)], told).await.unwrap();
+    assert_eq!(lines(&path).len(), 1);
+    is_durable.await.unwrap();
+
+    let (writer, queue) = broken_writer(Path::new("/dev/full"));
+    let full = log_over(Mode::Required, &clock(), queue, writer);
+    let (durable, is_durable) = oneshot::channel();
+    let told = || durable.send(()).unwrap();
+    full.append_kept(&[admin(1)], told).await.unwrap_err();
+    assert!(
+        is_durable.await.is_err(),
+        "told although nothing was written"
+    );
+}
+
+#[test]
+fn a_sync_that_fails_after_the_answer_lets_nothing_go() {
+    let (done, mut answered) = oneshot::channel();
+    let (durable, mut is_durable) = oneshot::channel::<()>();
+    let told: OnceDurable = Box::new(|| durable.send(()).unwrap());
+    let mut append = Append::new(Vec::new(), 1, done, Some(told));
+    append.is_written();
+    assert_eq!(answered.try_recv().unwrap().ok(), Some(()));
+    append.end(&Err(LogError::Closed));
+    assert!(is_durable.try_recv().is_err());
+}
+
 type Parts = (Writer, mpsc::Receiver<Append>);
 
 fn broken_writer(path: &Path) -> (Parts, mpsc::Sender<Append>) {
@@ -174,15 +208,15 @@ async fn after_an_error_the_file_is_cut_and_writing_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(FILE);
     let (mut writer, _) = Writer::open(&path).unwrap();
-    writer.write(b"{\"n\":1}\n").unwrap();
+    writer.write(b"{\"n\":1}\n", || ()).unwrap();
     // As an error would leave it: the handle is gone and half a line stands there.
     writer.lose_handle(b"{\"n\":");
-    writer.write(b"{\"n\":2}\n").unwrap();
+    writer.write(b"{\"n\":2}\n", || ()).unwrap();
     let read = lines(&path);
     assert_eq!(read.len(), 2);
     std::fs::write(&path, b"").unwrap();
     writer.lose_handle(b"");
-    let error = writer.write(b"{}\n").unwrap_err().to_string();
+    let error = writer.write(b"{}\n", || ()).unwrap_err().to_string();
     assert!(
         error.contains("shorter than what was acknowledged"),
         "{error}"

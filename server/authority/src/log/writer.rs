@@ -1,6 +1,6 @@
 //! The one thread that writes the file.
 //!
-//! Invariant: `durable` bytes of the file are acknowledged and synced; whatever lies behind
+//! Invariant: `durable` bytes of the file are synced; whatever lies behind
 //! them belongs to the group in hand. After an error the file is opened again and cut there,
 //! so that a full disk is over when there is space again and a failed sync is never
 //! mistaken for a good one.
@@ -27,9 +27,53 @@ const GATHER: Duration = Duration::from_micros(900);
 
 /// Lines that are written and synced whole.
 pub(super) struct Append {
-    pub(super) lines: Vec<u8>,
-    pub(super) leaves: usize,
-    pub(super) done: oneshot::Sender<Result<(), LogError>>,
+    lines: Vec<u8>,
+    leaves: usize,
+    /// Until the caller is answered.
+    done: Option<oneshot::Sender<Result<(), LogError>>>,
+    /// Of a caller who does not wait until they are durable.
+    once_durable: Option<OnceDurable>,
+}
+
+/// Told that lines are durable.
+pub(super) type OnceDurable = Box<dyn FnOnce() + Send>;
+
+impl Append {
+    pub(super) fn new(
+        lines: Vec<u8>,
+        leaves: usize,
+        done: oneshot::Sender<Result<(), LogError>>,
+        once_durable: Option<OnceDurable>,
+    ) -> Self {
+        Self {
+            lines,
+            leaves,
+            done: Some(done),
+            once_durable,
+        }
+    }
+
+    /// The lines stand in the file.
+    pub(super) fn is_written(&mut self) {
+        if self.once_durable.is_some() {
+            self.answer(Ok(()));
+        }
+    }
+
+    /// They are durable, or will not be.
+    pub(super) fn end(mut self, result: &Result<(), LogError>) {
+        self.answer(result.clone());
+        if let Some(once_durable) = self.once_durable.filter(|_| result.is_ok()) {
+            once_durable();
+        }
+    }
+
+    fn answer(&mut self, result: Result<(), LogError>) {
+        if let Some(done) = self.done.take() {
+            // A caller that went away needs no answer.
+            let _ = done.send(result);
+        }
+    }
 }
 
 pub(super) struct Writer {
@@ -82,34 +126,38 @@ impl Writer {
             if is_busy && first.leaves < GROUP_LEAVES {
                 std::thread::sleep(GATHER);
             }
-            let group = gather(first, &mut appends);
+            let mut group = gather(first, &mut appends);
             is_busy = group.len() > 1;
-            let result = match group.as_slice() {
-                [one] => self.write(&one.lines),
-                all => {
-                    let lines: Vec<&[u8]> = all.iter().map(|one| one.lines.as_slice()).collect();
-                    self.write(&lines.concat())
-                }
-            };
+            let result = self.write_group(&mut group);
             if let Err(error) = &result {
                 self.failures.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(%error, leaves = group.len(), "log was not written");
             }
-            for append in group {
-                // A caller that went away needs no answer.
-                let _ = append.done.send(result.clone());
-            }
+            group.into_iter().for_each(|append| append.end(&result));
         }
     }
 
-    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), LogError> {
+    fn write_group(&mut self, group: &mut [Append]) -> Result<(), LogError> {
+        let lines = match &mut *group {
+            [one] => std::mem::take(&mut one.lines),
+            all => {
+                let lines: Vec<&[u8]> = all.iter().map(|one| one.lines.as_slice()).collect();
+                lines.concat()
+            }
+        };
+        self.write(&lines, || group.iter_mut().for_each(Append::is_written))
+    }
+
+    /// Writes `bytes`, says that they stand there, and syncs.
+    pub(super) fn write(&mut self, bytes: &[u8], written: impl FnOnce()) -> Result<(), LogError> {
         let mut file = match self.file.take() {
             Some(file) => file,
             None => self
                 .reopen()
                 .map_err(|source| io_error("open", &self.path, source))?,
         };
-        match file.write_all(bytes).and_then(|()| file.sync_data()) {
+        let stand = file.write_all(bytes).map(|()| written());
+        match stand.and_then(|()| file.sync_data()) {
             Ok(()) => {
                 self.durable += bytes.len() as u64;
                 self.file = Some(file);
