@@ -24,12 +24,16 @@ use crate::record;
 
 /// Bytes of a round; one larger batch is a round of its own.
 const ROOM: u64 = 4 * 1024 * 1024;
+/// The file grows by so much at once, so that most appends change nothing but data.
+const STEP: u64 = 128 * 1024;
 const NAME: &str = "journal";
 
-/// The file, and where the next record goes.
+/// The file.
 #[derive(Debug)]
 pub(super) struct Journal {
     file: File,
+    length: u64,
+    /// Where the next record goes.
     end: u64,
 }
 
@@ -41,8 +45,7 @@ pub(super) struct Record {
 }
 
 impl Journal {
-    /// Opens the file in `dir`, or makes it with its room taken: an append changes nothing but
-    /// data then, and finds no full disk.
+    /// Opens the file in `dir`, or makes it.
     pub(super) fn open(dir: &Path) -> io::Result<Self> {
         let file = File::options()
             .create(true)
@@ -51,19 +54,17 @@ impl Journal {
             .write(true)
             .mode(0o600)
             .open(dir.join(NAME))?;
-        let missing = ROOM.saturating_sub(file.metadata()?.len());
-        if missing > 0 {
-            let zeros = vec![0; usize::try_from(missing).unwrap_or(0)];
-            file.write_all_at(&zeros, ROOM.saturating_sub(missing))?;
+        let length = file.metadata()?.len();
+        if length == 0 {
             File::open(dir)?.sync_all()?;
         }
-        Ok(Self { file, end: 0 })
+        let end = 0;
+        Ok(Self { file, length, end })
     }
 
     /// What the last round has, in order.
     pub(super) fn records(&self) -> io::Result<Vec<Record>> {
-        let length = usize::try_from(self.file.metadata()?.len()).unwrap_or(usize::MAX);
-        let mut bytes = vec![0; length];
+        let mut bytes = vec![0; usize::try_from(self.length).unwrap_or(usize::MAX)];
         self.file.read_exact_at(&mut bytes, 0)?;
         let mut rest = bytes.as_slice();
         let mut records: Vec<Record> = Vec::new();
@@ -85,8 +86,20 @@ impl Journal {
 
     /// Writes `record` behind the last one; it is there after [`Self::sync`].
     pub(super) fn append(&mut self, record: &Bytes) -> io::Result<()> {
+        let end = self.end.saturating_add(length(record));
+        if end > self.length {
+            self.grow(end)?;
+        }
         self.file.write_all_at(record, self.end)?;
-        self.end = self.end.saturating_add(length(record));
+        self.end = end;
+        Ok(())
+    }
+
+    fn grow(&mut self, end: u64) -> io::Result<()> {
+        let length = end.next_multiple_of(STEP);
+        let more = usize::try_from(length.saturating_sub(self.length)).unwrap_or(0);
+        self.file.write_all_at(&vec![0; more], self.length)?;
+        self.length = length;
         Ok(())
     }
 
