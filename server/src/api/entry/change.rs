@@ -1,9 +1,11 @@
 //! Creating, updating and deleting one entry.
 
+use std::time::UNIX_EPOCH;
+
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
 use tonic::Code;
-use uuid::Uuid;
+use uuid::{NoContext, Timestamp, Uuid};
 use vane_identity::entry::{Entry, EntryId};
 use vane_identity::lifetime::to_unix;
 use vane_store::kv::{CommitError, KvError, Revision, Txn};
@@ -84,15 +86,27 @@ async fn acknowledge(
     }
 }
 
+/// A UUID that begins with the time (version 7; SPIRE's are version 4): entries that are new
+/// stand together in the store, and lists show them in the order of their creation.
+fn fresh_id(parts: &Parts) -> Uuid {
+    let now = parts.clock.now().duration_since(UNIX_EPOCH);
+    let now = now.unwrap_or_default();
+    Uuid::new_v7(Timestamp::from_unix(
+        NoContext,
+        now.as_secs(),
+        now.subsec_nanos(),
+    ))
+}
+
 async fn try_create(
     parts: &Parts,
     caller: &Caller,
     wire: &types::Entry,
 ) -> Result<Creation, Refusal> {
     let tried = CREATING;
-    let fresh = EntryId::parse(&Uuid::new_v4().to_string())
-        .map_err(|error| Refusal::because(Code::Internal, tried, error))?;
     let now = to_unix(parts.clock.now());
+    let fresh = EntryId::parse(&fresh_id(parts).to_string())
+        .map_err(|error| Refusal::because(Code::Internal, tried, error))?;
     let entry = convert::entry::create(wire, &parts.trust_domain, now, || fresh)
         .map_err(|error| Refusal::of("failed to convert entry", &error))?;
     once_each(&entry, tried)?;
