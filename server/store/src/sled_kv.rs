@@ -20,6 +20,7 @@ mod disk;
 mod plan;
 mod view;
 
+mod write_through;
 mod writer;
 
 #[cfg(test)]

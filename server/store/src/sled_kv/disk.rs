@@ -21,8 +21,9 @@ use super::blobs::Blobs;
 use super::changes::{Changes, Write};
 use super::failure::{Fault, corrupt, is_locked, panic_text, unavailable};
 use super::faults::{Faults, Stage};
-use super::journal::{Journal, Record};
+use super::journal::{self, Journal, Record};
 use super::layout::{self, Fingerprint, Stored, Totals};
+use super::write_through;
 use crate::kv::{Epoch, Item, KvError, RESERVED_FROM, Revision, is_reserved};
 use crate::record::{self, FrameError};
 
@@ -88,7 +89,7 @@ impl Disk {
         let written = Written {
             revision: 0,
             totals: Totals::default(),
-            journal: Journal::open(dir).map_err(io_error)?,
+            journal: Journal::open(dir, room(&log, dir)).map_err(io_error)?,
         };
         let mut disk = Self {
             dir: dir.clone(),
@@ -163,7 +164,7 @@ impl Disk {
                 on: written.revision,
                 changes: Changes::of(writes, revision, &mut totals),
             };
-            let encoded = record.encode();
+            let encoded = written.journal.encode(&record);
             if !written.journal.has_room(&encoded) {
                 self.settle(&mut written.journal)?;
             }
@@ -201,8 +202,7 @@ impl Disk {
         self.db.flush()?;
         self.blobs.sync()?;
         self.log.sync_data()?;
-        journal.start_again();
-        Ok(())
+        Ok(journal.start_again()?)
     }
 
     fn written(&self) -> MutexGuard<'_, Written> {
@@ -366,6 +366,19 @@ impl Disk {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(fault)) => Err(fault.explain(&self.dir, doing)),
             Err(panic) => Err(corrupt(&self.dir, &panic_text(&*panic))),
+        }
+    }
+}
+
+/// How much may stand in the journal that sled's `log` has not: one batch where that cannot be
+/// written through.
+fn room(log: &File, dir: &Path) -> u64 {
+    match write_through::enable(log) {
+        Ok(()) => journal::ROOM,
+        Err(error) => {
+            let dir = dir.display();
+            tracing::info!(%error, %dir, "no synchronous files here: every change waits for sled's log, too");
+            0
         }
     }
 }

@@ -6,10 +6,10 @@
 //! So what the disk has of sled's log lacks nothing but the end of what stands here, and opening
 //! does all batches again that are missing.
 //!
-//! A record names the revision before its own. Whoever reads from the front stops where a record
-//! does not carry on with the one before it: there is what an earlier round left, or what a crash
-//! tore.
-//! Invariant: records are one round of revisions without a gap, in order.
+//! Every round has a random number, which nobody outside can know. Whoever reads from the front
+//! stops at what is no record or has another number: there is what a crash tore, or what an
+//! earlier round left, whose values are the callers' and could look like records.
+//! Invariant: the records of a round are revisions without a gap, in order.
 
 use std::fs::File;
 use std::io;
@@ -22,8 +22,8 @@ use super::changes::Changes;
 use crate::kv::Revision;
 use crate::record;
 
-/// Bytes of a round; one larger batch is a round of its own.
-const ROOM: u64 = 4 * 1024 * 1024;
+/// Bytes of a round, as long as a larger batch does not make it longer.
+pub(super) const ROOM: u64 = 4 * 1024 * 1024;
 /// The file grows by so much at once, so that most appends change nothing but data.
 const STEP: u64 = 128 * 1024;
 const NAME: &str = "journal";
@@ -33,6 +33,8 @@ const NAME: &str = "journal";
 pub(super) struct Journal {
     file: File,
     length: u64,
+    room: u64,
+    round: u64,
     /// Where the next record goes.
     end: u64,
 }
@@ -45,8 +47,9 @@ pub(super) struct Record {
 }
 
 impl Journal {
-    /// Opens the file in `dir`, or makes it.
-    pub(super) fn open(dir: &Path) -> io::Result<Self> {
+    /// Opens the file in `dir`, or makes it, for rounds of `room` bytes; a round has one batch at
+    /// least.
+    pub(super) fn open(dir: &Path, room: u64) -> io::Result<Self> {
         let file = File::options()
             .create(true)
             .truncate(false)
@@ -58,8 +61,13 @@ impl Journal {
         if length == 0 {
             File::open(dir)?.sync_all()?;
         }
-        let end = 0;
-        Ok(Self { file, length, end })
+        Ok(Self {
+            file,
+            length,
+            room,
+            round: random()?,
+            end: 0,
+        })
     }
 
     /// What the last round has, in order.
@@ -67,12 +75,10 @@ impl Journal {
         let mut bytes = vec![0; usize::try_from(self.length).unwrap_or(usize::MAX)];
         self.file.read_exact_at(&mut bytes, 0)?;
         let mut rest = bytes.as_slice();
-        let mut records: Vec<Record> = Vec::new();
-        while let Some(record) = Record::take(&mut rest) {
-            if records
-                .last()
-                .is_some_and(|last| last.changes.revision() != record.on)
-            {
+        let mut records = Vec::new();
+        let mut of = None;
+        while let Some((round, record)) = Record::take(&mut rest) {
+            if *of.get_or_insert(round) != round {
                 break;
             }
             records.push(record);
@@ -80,8 +86,21 @@ impl Journal {
         Ok(records)
     }
 
+    /// `record` as it is written in this round: the length of the frame, and the frame.
+    pub(super) fn encode(&self, record: &Record) -> Bytes {
+        let mut payload = BytesMut::new();
+        payload.put_u64(self.round);
+        payload.put_u64(record.on);
+        record.changes.encode(&mut payload);
+        let frame = record::frame(&payload);
+        let mut out = BytesMut::with_capacity(frame.len().saturating_add(4));
+        out.put_u32(u32::try_from(frame.len()).unwrap_or(u32::MAX));
+        out.put_slice(&frame);
+        out.freeze()
+    }
+
     pub(super) fn has_room(&self, record: &Bytes) -> bool {
-        self.end == 0 || self.end.saturating_add(length(record)) <= ROOM
+        self.end == 0 || self.end.saturating_add(length(record)) <= self.room
     }
 
     /// Writes `record` behind the last one; it is there after [`Self::sync`].
@@ -108,34 +127,31 @@ impl Journal {
     }
 
     /// Starts the next round: sled is on the disk with all that is here.
-    pub(super) fn start_again(&mut self) {
+    pub(super) fn start_again(&mut self) -> io::Result<()> {
+        self.round = random()?;
         self.end = 0;
+        Ok(())
     }
 }
 
 impl Record {
-    /// As it is written: the length of the frame, and the frame.
-    pub(super) fn encode(&self) -> Bytes {
-        let mut payload = BytesMut::new();
-        payload.put_u64(self.on);
-        self.changes.encode(&mut payload);
-        let frame = record::frame(&payload);
-        let mut out = BytesMut::with_capacity(frame.len().saturating_add(4));
-        out.put_u32(u32::try_from(frame.len()).unwrap_or(u32::MAX));
-        out.put_slice(&frame);
-        out.freeze()
-    }
-
-    /// Takes one off the front; None when there is no whole one.
-    fn take(bytes: &mut &[u8]) -> Option<Self> {
+    /// Takes one and its round off the front; None when there is no whole one.
+    fn take(bytes: &mut &[u8]) -> Option<(u64, Self)> {
         let length = usize::try_from(bytes.try_get_u32().ok()?).ok()?;
         let (frame, rest) = bytes.split_at_checked(length)?;
         let mut payload = record::unframe(frame).ok()?;
+        let round = payload.try_get_u64().ok()?;
         let on = payload.try_get_u64().ok()?;
         let changes = Changes::decode(payload)?;
         *bytes = rest;
-        Some(Self { on, changes })
+        Some((round, Self { on, changes }))
     }
+}
+
+fn random() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| io::Error::other("no random numbers"))?;
+    Ok(u64::from_be_bytes(bytes))
 }
 
 fn length(record: &Bytes) -> u64 {
@@ -157,36 +173,42 @@ mod tests {
         Record { on, changes }
     }
 
+    fn put(journal: &mut Journal, record: &Record) {
+        let encoded = journal.encode(record);
+        journal.append(&encoded).unwrap();
+    }
+
     #[test]
     fn a_round_is_read_back_and_what_an_earlier_one_left_is_not() {
         let dir = tempfile::tempdir().unwrap();
-        let mut journal = Journal::open(dir.path()).unwrap();
+        let mut journal = Journal::open(dir.path(), ROOM).unwrap();
         assert_eq!(journal.records().unwrap(), []);
         let first: Vec<Record> = (1..9).map(|n| record(n - 1, n, 300)).collect();
         for record in &first {
-            journal.append(&record.encode()).unwrap();
+            put(&mut journal, record);
         }
         assert_eq!(journal.records().unwrap(), first);
         // Of the same length, so that what is left behind them are whole records.
-        let second = [record(8, 9, 300), record(9, 12, 300)];
-        journal.start_again();
+        // And they go on from the new ones' revisions.
+        let second = [record(8, 0, 300), record(0, 2, 300)];
+        journal.start_again().unwrap();
         for record in &second {
-            journal.append(&record.encode()).unwrap();
+            put(&mut journal, record);
         }
         journal.sync().unwrap();
-        let again = Journal::open(dir.path()).unwrap();
+        let again = Journal::open(dir.path(), ROOM).unwrap();
         assert_eq!(again.records().unwrap(), second);
     }
 
     #[test]
     fn a_torn_record_ends_the_round() {
         let dir = tempfile::tempdir().unwrap();
-        let mut journal = Journal::open(dir.path()).unwrap();
+        let mut journal = Journal::open(dir.path(), ROOM).unwrap();
         let whole = record(6, 7, 900);
-        let torn = record(7, 8, 900).encode();
-        for cut in 0..torn.len() {
-            journal.start_again();
-            journal.append(&whole.encode()).unwrap();
+        for cut in 0..1_000 {
+            journal.start_again().unwrap();
+            put(&mut journal, &whole);
+            let torn = journal.encode(&record(7, 8, 920));
             journal.append(&torn.slice(..cut)).unwrap();
             let zeros = vec![0; torn.len() - cut];
             journal.append(&zeros.into()).unwrap();
@@ -199,12 +221,16 @@ mod tests {
     #[test]
     fn a_batch_larger_than_the_room_is_a_round_of_its_own() {
         let dir = tempfile::tempdir().unwrap();
-        let mut journal = Journal::open(dir.path()).unwrap();
+        let mut journal = Journal::open(dir.path(), ROOM).unwrap();
         let large = record(1, 2, 5 * 1024 * 1024);
-        let encoded = large.encode();
-        assert!(journal.has_room(&encoded));
-        journal.append(&encoded).unwrap();
-        assert!(!journal.has_room(&record(2, 3, 1).encode()));
+        assert!(journal.has_room(&journal.encode(&large)));
+        put(&mut journal, &large);
+        let small = journal.encode(&record(2, 3, 1));
+        assert!(!journal.has_room(&small));
         assert_eq!(journal.records().unwrap(), [large]);
+        let mut single = Journal::open(dir.path(), 0).unwrap();
+        assert!(single.has_room(&small));
+        single.append(&small).unwrap();
+        assert!(!single.has_room(&small), "a round has one batch");
     }
 }

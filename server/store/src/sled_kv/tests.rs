@@ -104,6 +104,18 @@ fn the_folder_is_for_its_owner_only() {
     assert_eq!(mode & 0o777, 0o700);
 }
 
+#[test]
+fn sleds_log_is_written_through_where_the_file_system_can() {
+    use std::fs::File;
+    let dir = TempDir::new().unwrap();
+    let _kv = open(dir.path());
+    let can = super::write_through::enable(&File::create(dir.path().join("probe")).unwrap());
+    let log = File::open(dir.path().join("db")).unwrap();
+    let flags = rustix::fs::ioctl_getflags(&log);
+    let is = flags.is_ok_and(|flags| flags.contains(rustix::fs::IFlags::SYNC));
+    assert_eq!(is, can.is_ok());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn dropping_the_store_finishes_what_was_handed_over() {
     let dir = TempDir::new().unwrap();
