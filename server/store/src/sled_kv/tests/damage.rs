@@ -8,7 +8,7 @@ use super::*;
 
 /// A closed store of 2,000 items, as files in memory, and what it holds.
 struct Original {
-    files: BTreeMap<PathBuf, Vec<u8>>,
+    files: Files,
     items: Vec<Item>,
 }
 
@@ -25,8 +25,19 @@ async fn original() -> Original {
     Original { files, items }
 }
 
+type Files = BTreeMap<PathBuf, Vec<u8>>;
+
+/// A folder with `files`.
+fn folder(files: &Files) -> TempDir {
+    let dir = TempDir::new().unwrap();
+    for (name, bytes) in files {
+        fs::write(dir.path().join(name), bytes).unwrap();
+    }
+    dir
+}
+
 /// The files of a store; beside them is an empty folder of sled's at most.
-fn files_in(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+fn files_in(dir: &Path) -> Files {
     let mut files = BTreeMap::new();
     for entry in fs::read_dir(dir).unwrap() {
         let entry = entry.unwrap();
@@ -49,13 +60,10 @@ async fn all(kv: &SledKv) -> Result<Vec<Item>, KvError> {
 
 impl Original {
     /// Opens a copy that `damage` changed, and reads it whole.
-    async fn with(&self, damage: impl FnOnce(&mut BTreeMap<PathBuf, Vec<u8>>)) -> Outcome {
-        let dir = TempDir::new().unwrap();
+    async fn with(&self, damage: impl FnOnce(&mut Files)) -> Outcome {
         let mut files = self.files.clone();
         damage(&mut files);
-        for (name, bytes) in &files {
-            fs::write(dir.path().join(name), bytes).unwrap();
-        }
+        let dir = folder(&files);
         let kv = match SledKv::open(SledConfig::new(dir.path())) {
             Ok(kv) => kv,
             Err(error) => {
@@ -218,10 +226,7 @@ async fn a_torn_commit_is_there_wholly_or_not_at_all() {
         let torn = [&after[..at], &before[at..]].concat();
         let late = [&before[..at], &after[at..]].concat();
         for file in [torn, late] {
-            let dir = TempDir::new().unwrap();
-            for (name, bytes) in &files {
-                fs::write(dir.path().join(name), bytes).unwrap();
-            }
+            let dir = folder(&files);
             fs::write(dir.path().join(journal), file).unwrap();
             let items = all(&open(dir.path())).await.unwrap();
             assert!(items == old || items == new, "torn at {at}");
@@ -248,12 +253,11 @@ async fn what_sled_had_not_written_yet_is_done_again() {
     let crashed = files_in(dir.path());
     drop(kv);
     for lost in [&["db"][..], &["db", "acknowledged"]] {
-        let dir = TempDir::new().unwrap();
-        for (name, bytes) in &crashed {
-            let lost = lost.iter().any(|lost| name == Path::new(lost));
-            let bytes = if lost { &closed[name] } else { bytes };
-            fs::write(dir.path().join(name), bytes).unwrap();
+        let mut files = crashed.clone();
+        for name in lost {
+            files.insert(name.into(), closed[Path::new(name)].clone());
         }
+        let dir = folder(&files);
         let kv = open(dir.path());
         assert_eq!(all(&kv).await.unwrap(), items, "{lost:?} of before");
     }
@@ -273,13 +277,9 @@ async fn a_journal_that_does_not_follow_is_refused() {
     put(&kv, "a", "3").await;
     let new = files_in(dir.path());
     drop(kv);
-    let dir = TempDir::new().unwrap();
-    for (name, bytes) in &old {
-        let name = name.as_path();
-        let journal = name == Path::new("journal");
-        let bytes = if journal { &new[name] } else { bytes };
-        fs::write(dir.path().join(name), bytes).unwrap();
-    }
+    let mut files = old;
+    files.insert("journal".into(), new[Path::new("journal")].clone());
+    let dir = folder(&files);
     let refused = SledKv::open(SledConfig::new(dir.path())).unwrap_err();
     let text = refused.to_string();
     assert!(
