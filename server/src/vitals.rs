@@ -301,7 +301,7 @@ fn store(to: &mut DescriptorEncoder<'_>, vitals: &Vitals) -> fmt::Result {
 }
 
 fn log(to: &mut DescriptorEncoder<'_>, vitals: &Vitals) -> fmt::Result {
-    let help = "Time until an append is durable.";
+    let help = "Time until an append is answered: durable, or of an admin change written.";
     let descriptor =
         to.encode_descriptor("log_append_seconds", help, None, MetricType::Histogram)?;
     vitals.log.latency().encode(descriptor)?;
