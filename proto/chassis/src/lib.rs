@@ -8,9 +8,11 @@ pub mod clock;
 pub mod config;
 pub mod files;
 pub mod notify;
+pub mod panics;
 pub mod ready;
 pub mod signals;
 pub mod tasks;
+
 pub mod telemetry;
 
 pub mod builtin;

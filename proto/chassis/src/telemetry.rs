@@ -21,6 +21,8 @@ mod level;
 
 pub use level::LogLevel;
 
+use crate::panics;
+
 /// The level of the log that [`init`] set up.
 static RUNNING: OnceLock<Level> = OnceLock::new();
 
@@ -87,6 +89,7 @@ pub fn init(log: &Log) -> Result<Level, TelemetryError> {
     RUNNING
         .set(level.clone())
         .map_err(|_| TelemetryError::Twice)?;
+    panics::log();
     Ok(level)
 }
 

@@ -10,12 +10,12 @@
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use vane_chassis::panics;
 
 use super::blobs::Blobs;
 use super::changes::{Changes, Write};
@@ -362,7 +362,7 @@ impl Disk {
         doing: &'static str,
         f: impl FnOnce() -> Result<T, Fault>,
     ) -> Result<T, KvError> {
-        match catch_unwind(AssertUnwindSafe(f)) {
+        match panics::catch(f) {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(fault)) => Err(fault.explain(&self.dir, doing)),
             Err(panic) => Err(corrupt(&self.dir, &panic_text(&*panic))),
@@ -383,7 +383,7 @@ fn room(log: &File, dir: &Path) -> u64 {
     }
 }
 
-fn open_db(config: &SledConfig) -> Result<sled::Db, KvError> {
+pub(super) fn open_db(config: &SledConfig) -> Result<sled::Db, KvError> {
     let sled = sled::Config::new()
         .path(&config.dir)
         .cache_capacity(config.cache_bytes)
@@ -391,7 +391,7 @@ fn open_db(config: &SledConfig) -> Result<sled::Db, KvError> {
         .flush_every_ms(Some(500));
     // A handle dropped a moment ago may still be closing in sled's threads.
     for _ in 0..50 {
-        match catch_unwind(AssertUnwindSafe(|| sled.open())) {
+        match panics::catch(|| sled.open()) {
             Ok(Ok(db)) => return Ok(db),
             Ok(Err(error)) if is_locked(&error) => std::thread::sleep(Duration::from_millis(20)),
             Ok(Err(error)) => return Err(Fault::Sled(error).explain(&config.dir, "open")),

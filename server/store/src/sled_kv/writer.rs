@@ -10,10 +10,11 @@
 //! goes on. It stays down when acknowledged writes are missing.
 
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
+
+use vane_chassis::panics;
 
 use super::changes::Write;
 use super::disk::{Disk, SledConfig};
@@ -178,7 +179,7 @@ impl Writer {
         }
         loop {
             // sled writes what it can when the handle goes; it may also panic.
-            let _ = catch_unwind(AssertUnwindSafe(|| drop(handle.take())));
+            let _ = panics::catch(|| drop(handle.take()));
             self.wait(&cause)?;
             match self.reopen() {
                 Ok(disk) => {
