@@ -26,7 +26,7 @@ use crate::record;
 pub(super) const ROOM: u64 = 4 * 1024 * 1024;
 /// The file grows by so much at once, so that most appends change nothing but data.
 const STEP: u64 = 128 * 1024;
-const NAME: &str = "journal";
+pub(super) const NAME: &str = "journal";
 
 /// The file.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ pub(super) struct Record {
 }
 
 impl Journal {
-    /// Opens the file in `dir`, or makes it, for rounds of `room` bytes; a round has one batch at
+    /// Opens the file in `dir`, or makes it, without writing to it, for rounds of `room` bytes; a round has one batch at
     /// least.
     pub(super) fn open(dir: &Path, room: u64) -> io::Result<Self> {
         let file = File::options()

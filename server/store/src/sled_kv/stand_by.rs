@@ -4,12 +4,14 @@
 //! of the log away. So a copy stands by until the store was read whole, and is put back when
 //! the store is damaged: a refused start leaves what it found. The copy is no backup; one that
 //! an interrupted start left behind is removed. Without room for it the store is opened all
-//! the same, with a warning.
+//! the same, with a warning. The journal has no copy: opening only reads it.
 
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+
+use super::journal;
 
 /// Its folder in that of the store.
 const FOLDER: &str = "before-opening";
@@ -85,7 +87,7 @@ fn report(done: io::Result<()>) {
     }
 }
 
-/// The files of a store, relative to its folder.
+/// The files of a store but the journal, relative to its folder.
 fn names(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut names = files(dir, Path::new(""))?;
     match files(dir, Path::new(BLOBS)) {
@@ -100,7 +102,7 @@ fn files(dir: &Path, below: &Path) -> io::Result<Vec<PathBuf>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(dir.join(below))? {
         let entry = entry?;
-        if entry.file_type()?.is_file() {
+        if entry.file_type()?.is_file() && entry.file_name() != journal::NAME {
             names.push(below.join(entry.file_name()));
         }
     }
