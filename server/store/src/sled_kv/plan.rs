@@ -16,7 +16,7 @@ use super::changes::Write;
 use super::layout::Stored;
 use crate::kv::{CommitError, KvError, Op, Revision, Txn};
 
-/// Most operations of a batch (sled holds a whole batch in memory).
+/// Most operations of a batch (a whole batch is in memory).
 const MAX_BATCH_OPS: usize = 1_024;
 /// Bytes after which a batch takes no further transaction.
 const MAX_BATCH_BYTES: usize = 1024 * 1024;

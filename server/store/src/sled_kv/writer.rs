@@ -1,5 +1,5 @@
 //! The one thread that writes: it drains the queue into batches, and brings
-//! the store back after a failed flush.
+//! the store back after a failed sync.
 //!
 //! Order of a batch: plan against durable state, append to the journal and sync, show, publish,
 //! acknowledge, give it to sled. (Publishing comes before the answer so that a caller can watch
@@ -55,7 +55,7 @@ pub(super) struct Writer {
     queue: VecDeque<Job>,
     /// The last revision given to a batch, acknowledged or not.
     tried: Revision,
-    /// A batch whose flush failed: durable or not, nobody knows yet.
+    /// A batch whose sync failed: durable or not, nobody knows yet.
     in_doubt: Option<Change>,
     backoff: Duration,
 }
