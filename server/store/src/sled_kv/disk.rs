@@ -56,7 +56,6 @@ pub(super) struct Disk {
     blobs: Blobs,
     faults: Faults,
     epoch: Epoch,
-    revision: Revision,
     written: Mutex<Written>,
 }
 
@@ -99,7 +98,6 @@ impl Disk {
             blobs: Blobs::new(dir.join("blobs")),
             faults: faults.clone(),
             epoch: Epoch([0; 16]),
-            revision: 0,
             written: Mutex::new(written),
         };
         disk.load_meta()?;
@@ -111,9 +109,9 @@ impl Disk {
         self.epoch
     }
 
-    /// The revision that was on disk when it was opened.
+    /// The revision of what is on disk.
     pub(super) fn revision(&self) -> Revision {
-        self.revision
+        self.written().revision
     }
 
     /// Reads one user key.
@@ -188,7 +186,7 @@ impl Disk {
 
     /// Writes, to see that journal and sled can, and changes nothing.
     pub(super) fn prove(&self) -> Result<(), KvError> {
-        self.apply(self.append(&[], self.revision)?)?;
+        self.apply(self.append(&[], self.revision())?)?;
         self.rest()
     }
 
@@ -253,7 +251,6 @@ impl Disk {
         self.guarded("write", || self.replay(found))?;
         let (revision, totals) = self.stored_revision()?.ok_or_else(missing)?;
         self.epoch = Epoch(epoch);
-        self.revision = revision;
         let written = self.written.get_mut();
         let written = written.unwrap_or_else(PoisonError::into_inner);
         written.revision = revision;
