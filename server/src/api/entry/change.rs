@@ -1,6 +1,6 @@
 //! Creating, updating and deleting one entry.
 
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
@@ -87,10 +87,10 @@ async fn acknowledge(
 }
 
 /// A UUID that begins with the time (version 7; SPIRE's are version 4): entries that are new
-/// stand together in the store, and lists show them in the order of their creation.
-fn fresh_id(parts: &Parts) -> Uuid {
-    let now = parts.clock.now().duration_since(UNIX_EPOCH);
-    let now = now.unwrap_or_default();
+/// stand together in the store, and lists show them in the order of their creation, to the
+/// millisecond.
+fn fresh_id(now: SystemTime) -> Uuid {
+    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     Uuid::new_v7(Timestamp::from_unix(
         NoContext,
         now.as_secs(),
@@ -104,10 +104,10 @@ async fn try_create(
     wire: &types::Entry,
 ) -> Result<Creation, Refusal> {
     let tried = CREATING;
-    let now = to_unix(parts.clock.now());
-    let fresh = EntryId::parse(&fresh_id(parts).to_string())
+    let now = parts.clock.now();
+    let fresh = EntryId::parse(&fresh_id(now).to_string())
         .map_err(|error| Refusal::because(Code::Internal, tried, error))?;
-    let entry = convert::entry::create(wire, &parts.trust_domain, now, || fresh)
+    let entry = convert::entry::create(wire, &parts.trust_domain, to_unix(now), || fresh)
         .map_err(|error| Refusal::of("failed to convert entry", &error))?;
     once_each(&entry, tried)?;
     for _ in 0..TRIES {
