@@ -11,12 +11,15 @@ pub mod refusals;
 
 use std::fmt::Display;
 
-use serde_json::{Value, json};
-use vane_authority::log::Leaf;
+use serde::{Serialize, Serializer};
+use serde_json::json;
+use uuid::Uuid;
+use vane_authority::log::{Detail, Leaf};
 use vane_chassis::telemetry::LogLevel;
 use vane_identity::bundle::Bundle;
 use vane_identity::entry::Entry;
 use vane_identity::id::{SpiffeId, TrustDomain};
+use vane_identity::selector::SelectorSet;
 
 use crate::caller::Caller;
 
@@ -80,9 +83,11 @@ impl Change<'_> {
         }
     }
 
-    fn detail(&self) -> Value {
-        match self {
-            Self::EntryCreated(entry) | Self::EntryUpdated(entry) => whole(entry),
+    fn detail(&self) -> Detail {
+        let value = match self {
+            Self::EntryCreated(entry) | Self::EntryUpdated(entry) => {
+                return Detail::of(&Whole::from(*entry));
+            }
             Self::EntryDeleted(entry) | Self::EntryPruned(entry) => json!({
                 "entry_id": entry.id.as_str(),
                 "spiffe_id": entry.spiffe_id,
@@ -100,15 +105,17 @@ impl Change<'_> {
             | Self::JwtAuthorityPublished(bundle) => authorities(bundle),
             Self::BundleDeleted(name) => json!({ "trust_domain": name.as_str() }),
             Self::LogLevelSet(level) => json!({ "level": level.name() }),
-        }
+        };
+        Detail::of(&value)
     }
 
-    /// The event, made by `caller`.
+    /// The event, made by `caller`, with an ID of its own.
     #[must_use]
     pub fn leaf(&self, caller: &impl Display) -> Leaf {
         Leaf::Admin {
             caller: caller.to_string(),
             action: self.action().to_owned(),
+            change_id: Uuid::new_v4().to_string(),
             detail: self.detail(),
         }
     }
@@ -121,12 +128,12 @@ pub fn attestation(caller: &Caller, agent: &SpiffeId, method: &str, serial: &str
         agent_id: agent.clone(),
         method: method.to_owned(),
         caller: caller.to_string(),
-        detail: json!({ "serial": serial }),
+        detail: Detail::of(&json!({ "serial": serial })),
     }
 }
 
 /// Whom a bundle trusts, by the IDs of its authorities.
-fn authorities(bundle: &Bundle) -> Value {
+fn authorities(bundle: &Bundle) -> serde_json::Value {
     let x509 = bundle.x509_authorities.iter();
     let x509: Vec<_> = x509.map(|one| one.authority_id().ok()).collect();
     let jwt = bundle.jwt_authorities.iter();
@@ -141,29 +148,56 @@ fn authorities(bundle: &Bundle) -> Value {
 }
 
 /// Every field, so that the log alone tells what was registered when.
-fn whole(entry: &Entry) -> Value {
-    let selectors: Vec<String> = entry.selectors.iter().map(ToString::to_string).collect();
-    json!({
-        "entry_id": entry.id.as_str(),
-        "spiffe_id": entry.spiffe_id,
-        "parent_id": entry.parent_id,
-        "selectors": selectors,
-        "x509_svid_ttl": entry.x509_svid_ttl,
-        "jwt_svid_ttl": entry.jwt_svid_ttl,
-        "federates_with": entry.federates_with,
-        "admin": entry.admin,
-        "downstream": entry.downstream,
-        "expires_at": entry.expires_at,
-        "dns_names": entry.dns_names,
-        "revision_number": entry.revision_number,
-        "store_svid": entry.store_svid,
-        "hint": entry.hint,
-        "created_at": entry.created_at,
-        "disable_x509_svid_prefetch": entry.prefetch_disabled(),
-        "jwt_svid_include_jti": entry
-            .additional_attributes
-            .is_some_and(|attributes| attributes.jwt_svid_include_jti),
-    })
+#[derive(Serialize)]
+struct Whole<'a> {
+    entry_id: &'a str,
+    spiffe_id: &'a SpiffeId,
+    parent_id: &'a SpiffeId,
+    #[serde(serialize_with = "texts")]
+    selectors: &'a SelectorSet,
+    x509_svid_ttl: u32,
+    jwt_svid_ttl: u32,
+    federates_with: &'a [TrustDomain],
+    admin: bool,
+    downstream: bool,
+    expires_at: i64,
+    dns_names: &'a [String],
+    revision_number: i64,
+    store_svid: bool,
+    hint: &'a str,
+    created_at: i64,
+    disable_x509_svid_prefetch: bool,
+    jwt_svid_include_jti: bool,
+}
+
+impl<'a> From<&'a Entry> for Whole<'a> {
+    fn from(entry: &'a Entry) -> Self {
+        Self {
+            entry_id: entry.id.as_str(),
+            spiffe_id: &entry.spiffe_id,
+            parent_id: &entry.parent_id,
+            selectors: &entry.selectors,
+            x509_svid_ttl: entry.x509_svid_ttl,
+            jwt_svid_ttl: entry.jwt_svid_ttl,
+            federates_with: &entry.federates_with,
+            admin: entry.admin,
+            downstream: entry.downstream,
+            expires_at: entry.expires_at,
+            dns_names: &entry.dns_names,
+            revision_number: entry.revision_number,
+            store_svid: entry.store_svid,
+            hint: &entry.hint,
+            created_at: entry.created_at,
+            disable_x509_svid_prefetch: entry.prefetch_disabled(),
+            jwt_svid_include_jti: entry
+                .additional_attributes
+                .is_some_and(|attributes| attributes.jwt_svid_include_jti),
+        }
+    }
+}
+
+fn texts<S: Serializer>(selectors: &SelectorSet, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(selectors.iter().map(ToString::to_string))
 }
 
 #[cfg(test)]
@@ -186,6 +220,7 @@ mod tests {
             caller,
             action,
             detail,
+            ..
         } = Change::AgentBanned(&id).leaf(&caller())
         else {
             panic!("not an event of an administrator");
@@ -194,7 +229,7 @@ mod tests {
             (caller.as_str(), action.as_str()),
             ("uid:7", "Agent/BanAgent")
         );
-        assert_eq!(detail, json!({ "agent_id": id.as_str() }));
+        assert_eq!(detail, Detail::of(&json!({ "agent_id": id.as_str() })));
     }
 
     #[test]

@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 use vane_chassis::clock::Clock;
 use vane_chassis::metrics::Latency;
 
-pub use leaf::Leaf;
+pub use leaf::{Detail, Leaf};
 pub use vitals::LogHealth;
 use vitals::Vitals;
 use writer::{Append, OnceDurable, Writer};

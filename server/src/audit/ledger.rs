@@ -15,10 +15,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
-use vane_authority::log::{Leaf, Log, LogError, Mode};
+use vane_authority::log::{Detail, Leaf, Log, LogError, Mode};
 use vane_store::kv::{Kv, KvError, MAX_OPS, Txn};
 use vane_store::tables::pending::{self, Marked};
 
@@ -119,18 +118,12 @@ impl Ledger {
     /// [`Ledger::log`] it.
     #[must_use]
     pub fn intend(&self, caller: &impl Display, change: Change<'_>) -> Intent {
-        let id = Uuid::new_v4().to_string();
-        let mut leaf = change.leaf(caller);
-        if let Leaf::Admin { detail, .. } = &mut leaf
-            && let Some(detail) = detail.as_object_mut()
-        {
-            detail.insert(ID.to_owned(), Value::String(id.clone()));
-        }
+        let leaf = change.leaf(caller);
         let kv = Arc::clone(&self.kv);
         let (slot, kv) = match self.log.mode() {
             Mode::Required => {
                 let slot = self.slots.take();
-                let text = text(&leaf, &id);
+                let text = text(&leaf);
                 (Some(slot), Marked::new(kv, &self.server, &row(slot), &text))
             }
             // Nobody waits for it, so nothing is owed.
@@ -244,40 +237,37 @@ fn row(slot: u64) -> String {
 
 /// A change's ID; empty in a row that somebody damaged.
 fn id(leaf: &Leaf) -> &str {
-    let Leaf::Admin { detail, .. } = leaf else {
+    let Leaf::Admin { change_id, .. } = leaf else {
         return "";
     };
-    detail.get(ID).and_then(Value::as_str).unwrap_or_default()
+    change_id
 }
 
 /// What the store keeps about a change until it is logged.
-fn text(leaf: &Leaf, id: &str) -> Vec<u8> {
+fn text(leaf: &Leaf) -> Vec<u8> {
     let whole = serde_json::to_vec(leaf).unwrap_or_default();
     if whole.len() <= LONGEST {
         return whole;
     }
-    let Leaf::Admin { caller, action, .. } = leaf else {
-        return Vec::new();
-    };
-    let short = Leaf::Admin {
-        caller: caller.clone(),
-        action: action.clone(),
-        detail: serde_json::json!({ ID: id, "cut": whole.len() }),
-    };
+    let mut short = leaf.clone();
+    if let Leaf::Admin { detail, .. } = &mut short {
+        *detail = Detail::of(&json!({ "cut": whole.len() }));
+    }
     serde_json::to_vec(&short).unwrap_or_default()
 }
 
 /// The leaf that was owed as `text` in `row`, marked as late.
 fn leaf(row: &str, text: &[u8]) -> Leaf {
     let mut owed: Value = serde_json::from_slice(text).unwrap_or_default();
-    let word = |name| {
+    let word = |name, or: &str| {
         let text = owed.get(name).and_then(Value::as_str);
-        text.unwrap_or("unknown").to_owned()
+        text.unwrap_or(or).to_owned()
     };
-    let (caller, action) = (word("caller"), word("action"));
+    let (caller, action) = (word("caller", "unknown"), word("action", "unknown"));
+    let change_id = word(ID, "");
     let mut detail = match owed.get_mut("detail") {
         Some(detail) => detail.take(),
-        None => serde_json::json!({ "row": row }),
+        None => json!({ "row": row }),
     };
     if let Some(detail) = detail.as_object_mut() {
         detail.insert("caught_up".to_owned(), Value::Bool(true));
@@ -285,7 +275,8 @@ fn leaf(row: &str, text: &[u8]) -> Leaf {
     Leaf::Admin {
         caller,
         action,
-        detail,
+        change_id,
+        detail: Detail::of(&detail),
     }
 }
 
@@ -421,14 +412,18 @@ mod tests {
         let leaf = Leaf::Admin {
             caller: "c".to_owned(),
             action: "a".to_owned(),
-            detail: serde_json::json!({ "x": "y".repeat(LONGEST) }),
+            change_id: "the-id".to_owned(),
+            detail: Detail::of(&json!({ "x": "y".repeat(LONGEST) })),
         };
-        let short = text(&leaf, "the-id");
+        let short = text(&leaf);
         assert!(short.len() < 200);
-        let Leaf::Admin { detail, .. } = super::leaf("the-id", &short) else {
+        let late = super::leaf("7", &short);
+        assert_eq!(id(&late), "the-id");
+        let Leaf::Admin { detail, .. } = late else {
             panic!("no change");
         };
-        assert_eq!(detail[ID], "the-id");
+        let detail: Value = serde_json::from_str(detail.as_str()).unwrap();
         assert_eq!(detail["caught_up"], true);
+        assert!(detail["cut"].as_u64() > Some(LONGEST as u64));
     }
 }

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Serialize, Serializer};
+use serde_json::value::{RawValue, to_raw_value};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use vane_identity::entry::EntryId;
@@ -81,8 +82,10 @@ pub enum Leaf {
         caller: String,
         /// What, as `Service/Method`.
         action: String,
+        /// Which change of all.
+        change_id: String,
         /// On what; no token, no key.
-        detail: serde_json::Value,
+        detail: Detail,
     },
     /// A call that was refused.
     Refusal {
@@ -109,8 +112,32 @@ pub enum Leaf {
         /// From where.
         caller: String,
         /// What else is worth keeping; no token, no key.
-        detail: serde_json::Value,
+        detail: Detail,
     },
+}
+
+/// What more a leaf tells: JSON that is made once, however often it is written.
+#[derive(Debug, Clone, Serialize)]
+#[serde(transparent)]
+pub struct Detail(Box<RawValue>);
+
+impl Detail {
+    /// `value` as JSON; `null` when it has no such form.
+    pub fn of(value: &impl Serialize) -> Self {
+        Self(to_raw_value(value).unwrap_or_default())
+    }
+
+    /// The JSON.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        self.0.get()
+    }
+}
+
+impl PartialEq for Detail {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
 }
 
 #[derive(Serialize)]

@@ -13,7 +13,8 @@ fn admin(n: usize) -> Leaf {
     Leaf::Admin {
         caller: "local".to_owned(),
         action: "Entry/BatchCreateEntry".to_owned(),
-        detail: serde_json::json!({ "n": n, "text": "two\nlines" }),
+        change_id: n.to_string(),
+        detail: Detail::of(&serde_json::json!({ "n": n, "text": "two\nlines" })),
     }
 }
 
