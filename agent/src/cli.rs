@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
+use vane_chassis::entropy;
 use vane_chassis::given::Given;
 use vane_chassis::notify::Notify;
 use vane_chassis::signals::Signals;
@@ -87,6 +88,7 @@ fn check(file: &File) -> anyhow::Result<()> {
 /// One thread serves: a fetch from cache is then as fast as it can be (the hop to another
 /// thread costs more than the work); keys of many SVIDs are made on the blocking pool.
 fn run(file: &File) -> anyhow::Result<()> {
+    entropy::prepare();
     let config = load(file)?;
     telemetry::init(&telemetry::Log {
         level: config.agent.log_level.clone(),

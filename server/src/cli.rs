@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
+use vane_chassis::entropy;
 use vane_chassis::given::Given;
 use vane_chassis::notify::Notify;
 use vane_chassis::signals::Signals;
@@ -73,6 +74,7 @@ fn check(file: &File) -> anyhow::Result<()> {
 }
 
 fn run(file: &File) -> anyhow::Result<()> {
+    entropy::prepare();
     let config = load(file)?;
     let log = telemetry::Log {
         level: config.server.log_level.clone(),

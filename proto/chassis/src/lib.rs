@@ -6,6 +6,7 @@
 pub mod backoff;
 pub mod clock;
 pub mod config;
+pub mod entropy;
 pub mod files;
 pub mod notify;
 pub mod panics;

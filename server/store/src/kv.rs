@@ -20,8 +20,9 @@ mod feed;
 use std::fmt::Debug;
 
 use async_trait::async_trait;
-use aws_lc_rs::rand;
 use bytes::Bytes;
+
+use crate::random;
 
 pub use error::{CommitError, FREE_SPACE, KvError, Limit, Refusal, WatchError};
 pub use feed::Watch;
@@ -49,8 +50,8 @@ impl Epoch {
     /// [`KvError::Unavailable`] when the system has no randomness.
     pub(crate) fn random() -> Result<Self, KvError> {
         let mut bytes = [0; 16];
-        rand::fill(&mut bytes).map_err(|_| KvError::Unavailable {
-            cause: "the operating system gave no random bytes".to_owned(),
+        random::fill(&mut bytes).map_err(|error| KvError::Unavailable {
+            cause: format!("the operating system gave no random bytes: {error}"),
             way_out: "check that getrandom(2) is allowed for this process".to_owned(),
         })?;
         Ok(Self(bytes))

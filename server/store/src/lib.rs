@@ -6,6 +6,8 @@
 //! Not here: indexes (the server's hot state builds its own from the change
 //! feed), history (a watch reaches back only as far as memory does).
 
+mod random;
+
 pub mod kv;
 
 pub mod conformance;

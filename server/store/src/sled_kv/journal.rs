@@ -12,7 +12,7 @@
 //! Invariant: the records of a round are revisions without a gap, in order.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, BufReader, Read, Seek};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -20,12 +20,15 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::changes::Changes;
 use crate::kv::Revision;
+use crate::random;
 use crate::record;
 
 /// Bytes of a round, as long as a larger batch does not make it longer.
 pub(super) const ROOM: u64 = 4 * 1024 * 1024;
 /// The file grows by so much at once, so that most appends change nothing but data.
 const STEP: u64 = 128 * 1024;
+/// Bytes of a frame's length, which stands before it.
+const LENGTH: usize = size_of::<u32>();
 pub(super) const NAME: &str = "journal";
 
 /// The file.
@@ -65,23 +68,23 @@ impl Journal {
             file,
             length,
             room,
-            round: random()?,
+            round: new_round()?,
             end: 0,
         })
     }
 
     /// What the last round has, in order.
     pub(super) fn records(&self) -> io::Result<Vec<Record>> {
-        let mut bytes = vec![0; usize::try_from(self.length).unwrap_or(usize::MAX)];
-        self.file.read_exact_at(&mut bytes, 0)?;
-        let mut rest = bytes.as_slice();
+        let mut file = BufReader::new(&self.file);
+        file.rewind()?;
+        let mut left = self.length;
         let mut records = Vec::new();
         let mut of = None;
-        while let Some((round, record)) = Record::take(&mut rest) {
-            if *of.get_or_insert(round) != round {
-                break;
+        while let Some(frame) = take_frame(&mut file, &mut left)? {
+            match Record::decode(&frame) {
+                Some((round, record)) if *of.get_or_insert(round) == round => records.push(record),
+                _ => break,
             }
-            records.push(record);
         }
         Ok(records)
     }
@@ -93,7 +96,7 @@ impl Journal {
         payload.put_u64(record.on);
         record.changes.encode(&mut payload);
         let frame = record::frame(&payload);
-        let mut out = BytesMut::with_capacity(frame.len().saturating_add(4));
+        let mut out = BytesMut::with_capacity(frame.len().saturating_add(LENGTH));
         out.put_u32(u32::try_from(frame.len()).unwrap_or(u32::MAX));
         out.put_slice(&frame);
         out.freeze()
@@ -126,31 +129,49 @@ impl Journal {
         self.file.sync_data()
     }
 
-    /// Starts the next round: sled is on the disk with all that is here.
+    /// Starts the next round: sled is on the disk with all that is here. What is done is not read at the next start,
+    /// if that comes before another batch: the end stands at the front.
     pub(super) fn start_again(&mut self) -> io::Result<()> {
-        self.round = random()?;
+        self.round = new_round()?;
         self.end = 0;
+        if self.length > 0 {
+            self.file.write_all_at(&[0; LENGTH], 0)?;
+        }
         Ok(())
     }
 }
 
 impl Record {
-    /// Takes one and its round off the front; None when there is no whole one.
-    fn take(bytes: &mut &[u8]) -> Option<(u64, Self)> {
-        let length = usize::try_from(bytes.try_get_u32().ok()?).ok()?;
-        let (frame, rest) = bytes.split_at_checked(length)?;
+    /// What stands in `frame`, and its round; None when it is no record.
+    fn decode(frame: &[u8]) -> Option<(u64, Self)> {
         let mut payload = record::unframe(frame).ok()?;
         let round = payload.try_get_u64().ok()?;
         let on = payload.try_get_u64().ok()?;
         let changes = Changes::decode(payload)?;
-        *bytes = rest;
         Some((round, Self { on, changes }))
     }
 }
 
-fn random() -> io::Result<u64> {
+/// Takes a frame off the front of `file`, which has `left` bytes; None when there is no whole one.
+fn take_frame(file: &mut impl Read, left: &mut u64) -> io::Result<Option<Vec<u8>>> {
+    let mut length = [0; LENGTH];
+    let Some(behind) = left.checked_sub(LENGTH as u64) else {
+        return Ok(None);
+    };
+    file.read_exact(&mut length)?;
+    let length = u32::from_be_bytes(length);
+    let Some(behind) = behind.checked_sub(length.into()).filter(|_| length > 0) else {
+        return Ok(None);
+    };
+    *left = behind;
+    let mut frame = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
+    file.read_exact(&mut frame)?;
+    Ok(Some(frame))
+}
+
+fn new_round() -> io::Result<u64> {
     let mut bytes = [0; 8];
-    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| io::Error::other("no random numbers"))?;
+    random::fill(&mut bytes)?;
     Ok(u64::from_be_bytes(bytes))
 }
 
@@ -198,6 +219,8 @@ mod tests {
         journal.sync().unwrap();
         let again = Journal::open(dir.path(), ROOM).unwrap();
         assert_eq!(again.records().unwrap(), second);
+        journal.start_again().unwrap();
+        assert_eq!(again.records().unwrap(), []);
     }
 
     #[test]
