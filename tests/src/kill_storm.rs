@@ -107,13 +107,24 @@ async fn logged_once(admin: &Admin, log: &Path) {
             *created.entry(id.to_owned()).or_default() += 1;
         }
     }
-    let mut entries = admin.entries();
-    let all = entries.list_entries(ListEntriesRequest::default());
-    let all = all.await.unwrap().into_inner().entries;
-    assert!(!all.is_empty());
-    for entry in all {
-        assert_eq!(created.get(&entry.id), Some(&1), "{} in the log", entry.id);
+    let mut request = ListEntriesRequest {
+        page_size: 1_000,
+        ..ListEntriesRequest::default()
+    };
+    let mut listed = 0;
+    loop {
+        let page = admin.entries().list_entries(request.clone()).await;
+        let page = page.unwrap().into_inner();
+        for entry in &page.entries {
+            assert_eq!(created.get(&entry.id), Some(&1), "{} in the log", entry.id);
+        }
+        listed += page.entries.len();
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = page.next_page_token;
     }
+    assert!(listed > 0);
 }
 
 /// An authority is in the bundle until it expires, however often the server starts.
