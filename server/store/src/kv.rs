@@ -49,8 +49,7 @@ impl Epoch {
     /// # Errors
     /// [`KvError::Unavailable`] when the system has no randomness.
     pub(crate) fn random() -> Result<Self, KvError> {
-        let mut bytes = [0; 16];
-        random::fill(&mut bytes).map_err(|error| KvError::Unavailable {
+        let bytes = random::bytes().map_err(|error| KvError::Unavailable {
             cause: format!("the operating system gave no random bytes: {error}"),
             way_out: "check that getrandom(2) is allowed for this process".to_owned(),
         })?;

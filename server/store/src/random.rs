@@ -1,14 +1,15 @@
-//! Random numbers from the kernel, which has them at once: aws-lc's own generator takes some 30 ms to begin
-//! (`vane_chassis::entropy`), and opening a store waits for no other use of it.
+//! Random numbers from the kernel, which has them at once. aws-lc's own generator takes some 30 ms to begin
+//! (`vane_chassis::entropy`), and opening a store needs it for nothing else.
 
 use std::io;
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
-/// Fills `bytes`, of which the kernel gives 256 whole (getrandom(2)).
-pub(crate) fn fill(bytes: &mut [u8]) -> io::Result<()> {
-    if getrandom(&mut *bytes, GetRandomFlags::empty())? == bytes.len() {
-        return Ok(());
+/// `N` random bytes, of which the kernel gives up to 256 at once (getrandom(2)).
+pub(crate) fn bytes<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    if getrandom(&mut bytes, GetRandomFlags::empty())? == N {
+        return Ok(bytes);
     }
     Err(io::Error::other("fewer than asked for"))
 }

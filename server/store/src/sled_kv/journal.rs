@@ -77,14 +77,13 @@ impl Journal {
     pub(super) fn records(&self) -> io::Result<Vec<Record>> {
         let mut file = BufReader::new(&self.file);
         file.rewind()?;
-        let mut left = self.length;
         let mut records = Vec::new();
         let mut of = None;
-        while let Some(frame) = take_frame(&mut file, &mut left)? {
-            match Record::decode(&frame) {
-                Some((round, record)) if *of.get_or_insert(round) == round => records.push(record),
-                _ => break,
+        while let Some((round, record)) = Record::decode(&take_frame(&mut file)?) {
+            if *of.get_or_insert(round) != round {
+                break;
             }
+            records.push(record);
         }
         Ok(records)
     }
@@ -152,27 +151,17 @@ impl Record {
     }
 }
 
-/// Takes a frame off the front of `file`, which has `left` bytes; None when there is no whole one.
-fn take_frame(file: &mut impl Read, left: &mut u64) -> io::Result<Option<Vec<u8>>> {
-    let mut length = [0; LENGTH];
-    let Some(behind) = left.checked_sub(LENGTH as u64) else {
-        return Ok(None);
-    };
-    file.read_exact(&mut length)?;
-    let length = u32::from_be_bytes(length);
-    let Some(behind) = behind.checked_sub(length.into()).filter(|_| length > 0) else {
-        return Ok(None);
-    };
-    *left = behind;
-    let mut frame = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
-    file.read_exact(&mut frame)?;
-    Ok(Some(frame))
+/// Takes a frame off the front of `file`: less than a whole one, which is no record, where it ends.
+fn take_frame(file: &mut impl Read) -> io::Result<Vec<u8>> {
+    let (mut length, mut frame) = (Vec::new(), Vec::new());
+    file.take(LENGTH as u64).read_to_end(&mut length)?;
+    let length = length.as_slice().try_get_u32().unwrap_or(0);
+    file.take(length.into()).read_to_end(&mut frame)?;
+    Ok(frame)
 }
 
 fn new_round() -> io::Result<u64> {
-    let mut bytes = [0; 8];
-    random::fill(&mut bytes)?;
-    Ok(u64::from_be_bytes(bytes))
+    random::bytes().map(u64::from_be_bytes)
 }
 
 fn length(record: &Bytes) -> u64 {
