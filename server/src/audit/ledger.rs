@@ -189,7 +189,8 @@ impl Ledger {
             let rest = tail.get(at + found.len()..)?;
             Some(rest.split_once('"')?.0.to_owned())
         });
-        Ok(ids.collect())
+        // A damaged row has none, and is the same as no other.
+        Ok(ids.filter(|id| !id.is_empty()).collect())
     }
 }
 
@@ -386,6 +387,20 @@ mod tests {
         assert_eq!(lines[1]["caller"], "uid:7");
         assert_eq!(lines[1]["action"], "Agent/BanAgent");
         assert_eq!(world.owed().await, 0);
+    }
+
+    #[tokio::test]
+    async fn rows_that_were_damaged_are_each_logged() {
+        let world = World::new();
+        for row in ["1", "2"] {
+            let damaged = Marked::new(Arc::clone(&world.kv), "s1", row, b"{}");
+            damaged.commit(Txn::new().put("k", "x")).await.unwrap();
+            let (ledger, _) = world.start();
+            assert_eq!(ledger.catch_up(&world.file()).await.unwrap(), 1);
+        }
+        let lines = world.lines();
+        let rows: Vec<_> = lines.iter().map(|line| &line["detail"]["row"]).collect();
+        assert_eq!(rows, ["1", "2"]);
     }
 
     #[tokio::test]
